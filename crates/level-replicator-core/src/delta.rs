@@ -1,0 +1,150 @@
+//! What a peer lacks: the live records of a snapshot that its clock does not cover.
+//!
+//! The rule: everything comes from one snapshot, never from the live tables, or the claim that
+//! follows would promise writes that replaced others half-way.
+
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use crate::clock::{Clock, Dot, WriterId};
+use crate::limits::{FRAME_PAYLOAD_MAX, RECORDS_FRAME_TARGET};
+use crate::log;
+use crate::message::{Message, RecordsEncoder, encode_records, fragments};
+use crate::record::{Key, Record};
+use crate::state::{StateError, read_record};
+use crate::storage::{Entries, Snapshot, Table};
+use crate::writers::Writers;
+
+/// A walk over the log of a snapshot, in the order of dots, that finds each missing record once.
+pub struct Delta {
+    snapshot: Arc<dyn Snapshot>,
+    writers: Arc<Writers>,
+    /// What the peer knew when the walk began.
+    theirs: Arc<Clock>,
+    ranges: VecDeque<(WriterId, RangeInclusive<u64>)>,
+    entries: Option<(WriterId, Entries)>,
+    /// A record that did not fit the frame before.
+    held_over: Option<(Key, Record)>,
+    /// Something could not be read, so no claim may follow.
+    damaged: Option<StateError>,
+}
+
+/// One step of a [`Delta`].
+#[derive(Debug)]
+pub struct Piece {
+    /// Frames to send.
+    pub frames: Vec<u8>,
+    /// Bytes of records in them, as the receiver counts them.
+    pub bytes: usize,
+    /// Number of records in them.
+    pub records: u64,
+}
+
+impl Delta {
+    /// Walks over `ranges` of the snapshot's log.
+    pub fn new(
+        snapshot: Arc<dyn Snapshot>,
+        writers: Arc<Writers>,
+        theirs: Arc<Clock>,
+        ranges: Vec<(WriterId, RangeInclusive<u64>)>,
+    ) -> Delta {
+        Delta {
+            snapshot,
+            writers,
+            theirs,
+            ranges: ranges.into(),
+            entries: None,
+            held_over: None,
+            damaged: None,
+        }
+    }
+
+    /// The next frame of records, or one large record in several frames; `None` at the end.
+    pub fn next_piece(&mut self) -> Result<Option<Piece>, StateError> {
+        let mut encoder = RecordsEncoder::default();
+        let mut records = 0;
+        while encoder.len() < RECORDS_FRAME_TARGET {
+            let next = match self.held_over.take() {
+                Some(record) => Some(record),
+                None => self.next_record()?,
+            };
+            let Some((key, record)) = next else {
+                break;
+            };
+            if !encoder.is_empty() && encoder.len() + size_hint(&key, &record) > FRAME_PAYLOAD_MAX
+            {
+                self.held_over = Some((key, record));
+                break;
+            }
+            encoder.push(&key, &record);
+            records += 1;
+        }
+        if encoder.is_empty() {
+            return Ok(None);
+        }
+        let payload = encoder.finish();
+        let bytes = payload.len();
+        let mut frames = Vec::with_capacity(bytes + 16);
+        if bytes <= FRAME_PAYLOAD_MAX {
+            encode_records(&mut frames, &payload);
+        } else {
+            fragments(payload).for_each(|fragment: Message| fragment.encode(&mut frames));
+        }
+        Ok(Some(Piece {
+            frames,
+            bytes,
+            records,
+        }))
+    }
+
+    /// What could not be read, if anything: then the peer lacks something that was not sent.
+    pub fn take_damage(&mut self) -> Option<StateError> {
+        self.damaged.take()
+    }
+
+    fn next_record(&mut self) -> Result<Option<(Key, Record)>, StateError> {
+        loop {
+            let Some((writer, entries)) = &mut self.entries else {
+                let Some((writer, range)) = self.ranges.pop_front() else {
+                    return Ok(None);
+                };
+                if let Some(ord) = self.writers.ord(writer) {
+                    let entries = log::entries(&*self.snapshot, ord, range);
+                    self.entries = Some((writer, entries));
+                }
+                continue;
+            };
+            let writer = *writer;
+            let Some(entry) = entries.next() else {
+                self.entries = None;
+                continue;
+            };
+            let (row, key) = entry?;
+            let dot = Dot {
+                writer,
+                seq: log::seq_of(&row).unwrap_or(0),
+            };
+            let row = self.snapshot.get(Table::Data, &key)?;
+            match read_record(row, &key, &self.writers) {
+                Ok(record) if !record.holds(dot) => {
+                    self.damaged = Some(StateError::LogMismatch { dot, key });
+                }
+                Ok(record) => {
+                    let missing = |dot: &Dot| !self.theirs.contains(*dot);
+                    let mut live = record.live.iter().map(|version| version.dot);
+                    if live.find(missing) == Some(dot) {
+                        return Ok(Some((key, record)));
+                    }
+                }
+                Err(damage) => self.damaged = Some(damage),
+            }
+        }
+    }
+}
+
+/// At least as many bytes as the record takes in a `Records` message.
+fn size_hint(key: &Key, record: &Record) -> usize {
+    let values: usize = record.puts().filter_map(|put| put.value()).map(|value| value.len()).sum();
+    key.len() + values + 64 + 48 * record.live.len() + 20 * record.seen.len()
+}

@@ -1,0 +1,114 @@
+//! What a replica tells its program.
+
+use crate::clock::ReplicaId;
+use crate::address::Address;
+use crate::record::Key;
+use crate::session::PeerError;
+
+/// Something that happened. Events inform; nothing depends on their being read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// Connections are accepted at this address.
+    Listening {
+        /// The address with the port that was really taken.
+        address: Address,
+    },
+    /// We reached out, and a peer answered.
+    Connect {
+        /// Who answered.
+        peer: Peer,
+    },
+    /// A peer reached us.
+    Connection {
+        /// Who it was.
+        peer: Peer,
+    },
+    /// An address of a possible peer was learned.
+    PeerDiscovered {
+        /// The address.
+        address: Address,
+        /// Who told of it.
+        by: Discovery,
+    },
+    /// An address that was learned has been silent for so long that it was forgotten.
+    PeerLost {
+        /// The address.
+        address: Address,
+    },
+    /// Both sides know all that either knew when the exchange began.
+    Synced {
+        /// With whom.
+        peer: Peer,
+        /// Records sent since the last such event of this conversation.
+        sent: u64,
+        /// Records received since then.
+        received: u64,
+    },
+    /// What readers see of a key may have changed.
+    Change {
+        /// The key.
+        key: Key,
+        /// Who changed it.
+        origin: Origin,
+    },
+    /// A key now has two or more concurrent values.
+    Conflict {
+        /// The key.
+        key: Key,
+    },
+    /// Something went wrong; the replica goes on.
+    Error {
+        /// With which peer, as far as that is known.
+        address: Option<Address>,
+        /// What.
+        error: PeerError,
+    },
+    /// A peer's write carries a stamp far ahead of our clock. Only ties between concurrent writes suffer.
+    ClockSkew {
+        /// Who sent the write.
+        peer: Peer,
+        /// How far its stamp is ahead, in milliseconds.
+        ahead_ms: u64,
+    },
+    /// Equal clocks, different contents: something is damaged on one of the two sides.
+    Divergence {
+        /// Who holds something else.
+        peer: Peer,
+    },
+    /// The program read too slowly, and this many events were dropped here.
+    Missed {
+        /// How many.
+        count: u64,
+    },
+}
+
+/// The other side of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name.
+    pub replica: ReplicaId,
+    /// The address it was reached at, or came from.
+    pub address: Address,
+}
+
+/// Who changed a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A write on this replica.
+    Local,
+    /// A conversation with this replica. It may have passed on the write of another.
+    Peer(ReplicaId),
+}
+
+/// How an address became known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discovery {
+    /// Named by the program or the configuration.
+    Named,
+    /// Announced on the local network.
+    Multicast,
+    /// Told by another peer.
+    Peer,
+}
+

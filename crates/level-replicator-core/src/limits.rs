@@ -1,0 +1,67 @@
+//! Every bound of the protocol and the storage, with its reason.
+//!
+//! What a peer, a disk or a caller can make us allocate is limited by a constant here or by a field
+//! of [`Config`](crate::config::Config) that starts from one.
+
+/// Longest key in bytes, inclusive: the engine takes 65,536 with its table prefix; the rest is reserve.
+pub const KEY_BYTES_MAX: usize = 65_000;
+
+/// Longest value in bytes, inclusive, unless an option raises it: 8 MiB.
+pub const VALUE_BYTES_MAX: usize = 8 << 20;
+
+/// The most that the option for the longest value accepts: 64 MiB.
+pub const VALUE_BYTES_CEILING: usize = 64 << 20;
+
+/// Largest sum of keys and values in one batch, inclusive: it is held in memory until it is committed.
+pub const BATCH_BYTES_MAX: usize = 256 << 20;
+
+/// Most operations in one batch, inclusive.
+pub const BATCH_OPS_MAX: usize = 1_000_000;
+
+/// Siblings of the largest value that one record may carry over the wire. A record cannot be split
+/// without losing its causal meaning, so this bounds the memory of one conversation.
+pub const RECORD_VALUES_MAX: usize = 32;
+
+/// Most live versions that one record may hold when it arrives: one per concurrent writer.
+pub const SIBLINGS_MAX: usize = 65_536;
+
+/// Largest payload of a frame in bytes, inclusive, before and after compression: 256 KiB.
+pub const FRAME_PAYLOAD_MAX: usize = 256 << 10;
+
+/// Payload at which a frame of records is sent: small enough that applying it keeps no local writer
+/// waiting for long, large enough that the cost per frame vanishes.
+pub const RECORDS_FRAME_TARGET: usize = 64 << 10;
+
+/// Payload from which compression is tried: smaller ones are dominated by fixed costs.
+pub const COMPRESS_FROM: usize = 1 << 10;
+
+/// Writers named by one `Writers` message: keeps it well below a frame.
+pub const DESCRIPTORS_PER_MESSAGE: usize = 4_096;
+
+/// Entries and ranges in one `Clock` or `Applied` message: keeps it well below a frame.
+pub const HEADS_PER_MESSAGE: usize = 8_192;
+
+/// Longest name of a cluster in bytes, inclusive.
+pub const CLUSTER_BYTES_MAX: usize = 255;
+
+/// Longest `host:port` in bytes, inclusive: a DNS name has at most 253 characters.
+pub const ADDRESS_BYTES_MAX: usize = 260;
+
+/// Addresses that peers tell each other in one message.
+pub const ADDRESSES_PER_MESSAGE: usize = 256;
+
+/// Addresses kept in the table of peers: more than the largest cluster this store is made for.
+pub const PEERS_MAX: usize = 1_024;
+
+/// Bytes that wait in one link for the rest of their frame.
+pub const LINK_BUFFER_MAX: usize = 2 * (FRAME_PAYLOAD_MAX + 64);
+
+/// Largest discovery datagram in bytes: fits one Ethernet frame.
+pub const ANNOUNCEMENT_BYTES_MAX: usize = 512;
+
+/// Greatest stamp, in microseconds since 1970: seven bytes on disk, the year 4253.
+pub const STAMP_MAX: u64 = (1 << 56) - 1;
+
+/// How far a peer's stamp may be ahead of our clock before [`Event::ClockSkew`](crate::event::Event) says so,
+/// in microseconds: five minutes, more than any kept clock is off.
+pub const SKEW_NOTICE_US: u64 = 5 * 60 * 1_000_000;

@@ -1,0 +1,137 @@
+//! What readers see of concurrent values.
+//!
+//! The rule: a resolver is a *view*. It is applied when reading and never changes what is stored,
+//! so replicas with different resolvers, or one that changes its mind, still converge.
+
+use std::cmp::Reverse;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::clock::{Dot, ReplicaId, Stamp};
+use crate::record::{Key, Record, Value};
+use crate::writers::Writers;
+
+/// One of the concurrent values of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sibling {
+    /// The key.
+    pub key: Key,
+    /// The name of the write.
+    pub dot: Dot,
+    /// When it was written, by its writer's clock.
+    pub stamp: Stamp,
+    /// What was written.
+    pub value: Value,
+    /// The replica that wrote it.
+    pub replica: ReplicaId,
+}
+
+type Fold = dyn Fn(Sibling, Sibling) -> Sibling + Send + Sync;
+
+/// Decides which value of a key with siblings readers see.
+///
+/// The siblings are put in a canonical order (stamp, then dot) and folded from the first to the
+/// last, so that every deterministic resolver shows the same value on all replicas that hold the
+/// same siblings. With one value nothing is asked.
+///
+/// ```
+/// use level_replicator_core::resolver::Resolver;
+///
+/// // The largest value wins, as bytes.
+/// let resolver = Resolver::pick(|a, b| b.value > a.value);
+///
+/// // Both values, one after the other.
+/// let resolver = Resolver::merge(|a, b| [&a.value[..], &b.value[..]].concat());
+/// # let _ = resolver;
+/// ```
+#[derive(Clone)]
+pub struct Resolver {
+    fold: Arc<Fold>,
+}
+
+impl Resolver {
+    /// The greatest stamp wins; between equal stamps, the greater dot. The default.
+    pub fn last_write_wins() -> Resolver {
+        // The canonical order ends with the winner.
+        Resolver::pick(|_, _| true)
+    }
+
+    /// The least stamp wins; between equal stamps, the lesser dot.
+    pub fn first_write_wins() -> Resolver {
+        Resolver::pick(|_, _| false)
+    }
+
+    /// Chooses between two: true takes the second, which was written later by the stamps.
+    pub fn pick(
+        takes_second: impl Fn(&Sibling, &Sibling) -> bool + Send + Sync + 'static,
+    ) -> Resolver {
+        Resolver {
+            fold: Arc::new(move |a, b| if takes_second(&a, &b) { b } else { a }),
+        }
+    }
+
+    /// Makes one value of two. The result stands in the place of the second when a third follows.
+    pub fn merge<V: Into<Value>>(
+        merge: impl Fn(&Sibling, &Sibling) -> V + Send + Sync + 'static,
+    ) -> Resolver {
+        Resolver {
+            fold: Arc::new(move |a, b| {
+                let value = merge(&a, &b).into();
+                Sibling { value, ..b }
+            }),
+        }
+    }
+
+    /// The value that readers see of a record, if it has any.
+    pub fn resolve(&self, key: &Key, record: &Record, writers: &Writers) -> Option<Value> {
+        let mut puts = record.puts();
+        let first = puts.next()?;
+        if puts.next().is_none() {
+            return first.value().cloned();
+        }
+        let folded = siblings(key, record, writers)
+            .into_iter()
+            .reduce(|a, b| (self.fold)(a, b));
+        folded.map(|sibling| sibling.value)
+    }
+}
+
+impl Default for Resolver {
+    fn default() -> Self {
+        Resolver::last_write_wins()
+    }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
+/// The live values of a record in canonical order: by stamp, then by dot.
+pub fn siblings(key: &Key, record: &Record, writers: &Writers) -> Vec<Sibling> {
+    let mut siblings: Vec<Sibling> = record
+        .live
+        .iter()
+        .filter_map(|version| {
+            let descriptor = writers.get(version.dot.writer)?;
+            Some(Sibling {
+                key: key.clone(),
+                dot: version.dot,
+                stamp: version.stamp,
+                value: version.value()?.clone(),
+                replica: descriptor.replica,
+            })
+        })
+        .collect();
+    siblings.sort_by_key(|sibling| (sibling.stamp, sibling.dot));
+    siblings
+}
+
+/// The dot that last-write-wins shows, for telling whether a change was seen by readers.
+pub fn latest_put(record: &Record) -> Option<Dot> {
+    let latest = record
+        .puts()
+        .min_by_key(|version| Reverse((version.stamp, version.dot)));
+    latest.map(|version| version.dot)
+}

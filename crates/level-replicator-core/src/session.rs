@@ -1,0 +1,626 @@
+//! One conversation with a peer, over one link, both ways at once.
+//!
+//! A session knows what was said and what may be said next. It decides and touches nothing: the
+//! replica reads, applies and sends. Each side sends in *rounds*: `Clock`, then records of one
+//! snapshot, then `Claim`; and it takes in the other side's rounds at the same time.
+
+use std::sync::Arc;
+
+use crate::address::Address;
+use crate::clock::{Clock, Now, ReplicaId, WriterId, micros};
+use crate::codec::DecodeError;
+use crate::config::Config;
+use crate::delta::Delta;
+use crate::frame::{FrameError, FrameReader, WIRE_VERSION};
+use crate::message::{Applied, Heads, Hello, Message, decode_records};
+use crate::record::{Key, Record};
+use crate::storage::Snapshot;
+use crate::writers::{Descriptor, Writers};
+
+/// Names a link between two processes, as this side counts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// Why a conversation failed. None of these changes what is stored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerError {
+    /// Nobody answers at the address. It is tried again, ever more rarely, at least every few seconds.
+    #[error("cannot be reached: {reason}")]
+    Unreachable {
+        /// What the operating system says.
+        reason: String,
+    },
+    /// The encrypted handshake failed: most often a different secret, or without one a different cluster.
+    #[error("handshake failed: {reason}")]
+    Handshake {
+        /// What went wrong.
+        reason: String,
+    },
+    /// The peer belongs to another cluster.
+    #[error("peer belongs to cluster '{theirs}', not to '{ours}'")]
+    WrongCluster {
+        /// The peer's cluster.
+        theirs: String,
+        /// This replica's cluster.
+        ours: String,
+    },
+    /// The peer speaks another version of the protocol. Upgrade the older side.
+    #[error("peer speaks versions {min} to {max} of the protocol, this replica speaks {WIRE_VERSION}")]
+    Incompatible {
+        /// The least version that the peer speaks.
+        min: u8,
+        /// The greatest version that the peer speaks.
+        max: u8,
+    },
+    /// The bytes are no frames.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// A frame is no message.
+    #[error("malformed message: {0}")]
+    Malformed(#[from] DecodeError),
+    /// The peer said something that the protocol does not allow at that point.
+    #[error("peer broke the protocol: {0}")]
+    Misbehaved(Misbehavior),
+    /// The peer owed an answer and was silent.
+    #[error("peer was silent for {ms} ms")]
+    Stalled {
+        /// For how long, in milliseconds.
+        ms: u64,
+    },
+    /// The peer has no room for a conversation now.
+    #[error("peer is busy and asks to try again in {retry_ms} ms")]
+    Busy {
+        /// When it may have, in milliseconds.
+        retry_ms: u64,
+    },
+    /// The link broke.
+    #[error("link broke: {reason}")]
+    Broken {
+        /// What the operating system says.
+        reason: String,
+    },
+    /// Our own storage failed or is damaged; the conversation cannot go on.
+    #[error("own storage: {reason}")]
+    Storage {
+        /// What the storage says.
+        reason: String,
+    },
+    /// The announcements on the local network do not work.
+    #[error("multicast: {reason}")]
+    Multicast {
+        /// What the operating system says.
+        reason: String,
+    },
+}
+
+/// What a peer may not do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Misbehavior {
+    /// Something came before the peer had said hello.
+    #[error("it spoke before it said hello")]
+    NoHello,
+    /// A second hello.
+    #[error("it said hello twice")]
+    SecondHello,
+    /// Records or the end of a round outside a round.
+    #[error("it sent records outside a round")]
+    NoRound,
+    /// A record holds a write that the round's clock does not.
+    #[error("a record holds a write that its sender's clock does not know")]
+    UnknownDot,
+    /// A writer is named that was not described.
+    #[error("it named a writer that it had not described")]
+    UnknownWriter,
+    /// A writer is described that contradicts what is known.
+    #[error("it described a writer that is known with another origin")]
+    ContradictingWriter,
+    /// A record is larger than a record may be.
+    #[error("a record exceeds the limit")]
+    OversizedRecord,
+    /// More is under way than was granted.
+    #[error("it sent more than it was granted")]
+    WindowExceeded,
+    /// An end of a round is confirmed that was not sent.
+    #[error("it confirmed a round that was not sent")]
+    NothingToConfirm,
+}
+
+impl From<Misbehavior> for PeerError {
+    fn from(misbehavior: Misbehavior) -> Self {
+        PeerError::Misbehaved(misbehavior)
+    }
+}
+
+/// What the replica has to do about a message.
+#[derive(Debug)]
+pub enum Step {
+    /// Nothing but to see what may be sent next.
+    Nothing,
+    /// The peer said who it is.
+    Greet,
+    /// The peer described writers.
+    Describe(Vec<Descriptor>),
+    /// The peer asked what is known here.
+    Answer,
+    /// Records are to be applied; with an end, the round is over.
+    Apply(Vec<(Key, Record)>, Option<End>),
+    /// The peer told addresses.
+    Learn(Vec<Address>),
+    /// The peer has no room.
+    Busy(u64),
+    /// The peer leaves.
+    Bye,
+}
+
+/// How a round ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Everything of the snapshot was sent.
+    Claim,
+    /// Something of the snapshot was not sent.
+    Yield,
+}
+
+/// Our round, as far as it has come.
+pub enum Outgoing {
+    /// No round.
+    Idle,
+    /// The clock was sent; the peer's is awaited.
+    Asked(Round),
+    /// Records are being sent.
+    Streaming(Round, Delta),
+    /// The end was sent; its confirmation is awaited.
+    Ended,
+}
+
+/// One round of ours: a snapshot and the clock that belongs to it.
+pub struct Round {
+    /// The tables.
+    pub snapshot: Arc<dyn Snapshot>,
+    /// What they know.
+    pub clock: Arc<Clock>,
+    /// The writers named in them.
+    pub writers: Arc<Writers>,
+    /// Whether the peer still owes an answer before anything is sent.
+    pub asks: bool,
+    /// Only the writes of this writer are sent: our own news.
+    pub only: Option<WriterId>,
+    /// When the round began, in steady microseconds.
+    pub started_us: u64,
+}
+
+/// The peer's round, as far as it has come.
+struct Incoming {
+    /// The clock of the peer's snapshot.
+    context: Arc<Clock>,
+    records: Vec<(Key, Record)>,
+    bytes: usize,
+    /// The round outgrew the atomic budget: its records are applied as they come.
+    in_parts: bool,
+    fragments: Vec<u8>,
+}
+
+/// Something both sides are to know: what each knew at one moment.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    /// When it was asked for, in steady microseconds.
+    pub since_us: u64,
+    /// What was known here.
+    pub mine: Arc<Clock>,
+    /// What was known there; `None` until it was heard.
+    pub theirs: Option<Arc<Clock>>,
+}
+
+/// One conversation.
+pub struct Session {
+    /// The link it runs over.
+    pub link: LinkId,
+    /// The address that was dialed; `None` if the peer reached us.
+    pub dialed: Option<Address>,
+    /// Where the other end is.
+    pub remote: Address,
+    /// The address at which the peer can be dialed, as far as it is known.
+    pub home: Option<Address>,
+    /// Frames to send.
+    pub out: Vec<u8>,
+    /// What the peer said first.
+    pub hello: Option<Hello>,
+    /// The clock and the contents' digest when we said hello.
+    pub greeted_with: (Arc<Clock>, Option<u128>),
+    /// What we told the peer that we know.
+    pub told: Clock,
+    /// What the peer told us that it knows.
+    pub theirs: Arc<Clock>,
+    /// Whether the peer told anything yet.
+    pub heard: bool,
+    /// Our round.
+    pub outgoing: Outgoing,
+    /// Whether own writes wait to be pushed.
+    pub push: bool,
+    /// When writes of others are to be offered, in steady microseconds; `None` without such news.
+    pub offer_us: Option<u64>,
+    /// What is to become known on both sides.
+    pub exchange: Option<Exchange>,
+    /// Start of the latest exchange that is complete, in steady microseconds.
+    pub exchanged_us: Option<u64>,
+    /// How many of our writers the peer was told of.
+    pub writers_told: usize,
+    /// Records sent and received since the last `Synced`.
+    pub moved: (u64, u64),
+    /// Whether this link already reported a clock far ahead.
+    pub skew_told: bool,
+    incoming: Option<Incoming>,
+    reader: FrameReader,
+    sent: u64,
+    granted: u64,
+    consumed: u64,
+    consumed_told: u64,
+    started_us: u64,
+    heard_us: u64,
+    news_us: u64,
+}
+
+impl Session {
+    /// A session on a link that was just made.
+    pub fn new(link: LinkId, dialed: Option<Address>, remote: Address, now: Now) -> Session {
+        Session {
+            link,
+            home: dialed.clone(),
+            dialed,
+            remote,
+            out: Vec::new(),
+            hello: None,
+            greeted_with: (Arc::default(), None),
+            told: Clock::default(),
+            theirs: Arc::default(),
+            heard: false,
+            outgoing: Outgoing::Idle,
+            push: false,
+            offer_us: None,
+            exchange: None,
+            exchanged_us: None,
+            writers_told: 0,
+            moved: (0, 0),
+            skew_told: false,
+            incoming: None,
+            reader: FrameReader::default(),
+            sent: 0,
+            granted: 0,
+            consumed: 0,
+            consumed_told: 0,
+            started_us: now.steady_us,
+            heard_us: now.steady_us,
+            news_us: now.steady_us,
+        }
+    }
+
+    /// The peer's name, once it has said hello.
+    pub fn replica(&self) -> Option<ReplicaId> {
+        self.hello.as_ref().map(|hello| hello.replica)
+    }
+
+    /// Appends a message to what is sent.
+    pub fn say(&mut self, message: &Message) {
+        message.encode(&mut self.out);
+    }
+
+    /// Tells what is known here in a `Clock` that begins a round.
+    pub fn say_clock(&mut self, clock: &Arc<Clock>, asks: bool) {
+        let pieces = Heads::changed(clock, &self.told);
+        let last = pieces.len() - 1;
+        for (index, heads) in pieces.into_iter().enumerate() {
+            let more = index < last;
+            self.say(&Message::Clock { heads, asks, more });
+        }
+        self.told = Clock::clone(clock);
+    }
+
+    /// Tells what is known here, as an answer or after something was applied.
+    pub fn say_applied(&mut self, clock: &Clock, answers: bool, ends: bool) {
+        let pieces = Heads::changed(clock, &self.told);
+        let last = pieces.len() - 1;
+        for (index, heads) in pieces.into_iter().enumerate() {
+            let more = index < last;
+            self.say(&Message::Applied(Applied {
+                consumed: self.consumed,
+                answers: answers && !more,
+                ends: ends && !more,
+                more,
+                heads,
+            }));
+        }
+        self.told = Clock::clone(clock);
+        self.consumed_told = self.consumed;
+    }
+
+    /// Grants the peer more bytes once a good part of the window is used up.
+    pub fn grant(&mut self, config: &Config) {
+        if self.consumed - self.consumed_told >= config.window as u64 / 4 {
+            self.say(&Message::Applied(Applied {
+                consumed: self.consumed,
+                ..Applied::default()
+            }));
+            self.consumed_told = self.consumed;
+        }
+    }
+
+    /// Whether the peer has room for more records.
+    pub fn has_window(&self, config: &Config) -> bool {
+        self.sent - self.granted < config.window as u64
+    }
+
+    /// Counts records that were sent.
+    pub fn count_sent(&mut self, now: Now, bytes: usize, records: u64) {
+        self.sent += bytes as u64;
+        self.moved.0 += records;
+        self.news_us = now.steady_us;
+    }
+
+    /// Takes bytes as they came from the link.
+    pub fn push_bytes(&mut self, now: Now, bytes: &[u8]) {
+        self.heard_us = now.steady_us;
+        self.reader.push(bytes);
+    }
+
+    /// The next message, and what to do about it; `None` until more bytes have come.
+    ///
+    /// # Errors
+    ///
+    /// After an error the conversation has no meaning any more and the link is to be closed.
+    pub fn next_step(&mut self, now: Now, config: &Config) -> Result<Option<Step>, PeerError> {
+        let Some(frame) = self.reader.next_frame()? else {
+            return Ok(None);
+        };
+        let size = frame.payload.len();
+        let message = Message::decode(frame)?;
+        self.receive(now, config, message, size).map(Some)
+    }
+
+    fn receive(
+        &mut self,
+        now: Now,
+        config: &Config,
+        message: Message,
+        size: usize,
+    ) -> Result<Step, PeerError> {
+        match message {
+            Message::Hello(_) if self.hello.is_some() => Err(Misbehavior::SecondHello.into()),
+            Message::Hello(hello) => {
+                check_hello(&hello, config)?;
+                self.hello = Some(hello);
+                Ok(Step::Greet)
+            }
+            Message::Busy { retry_ms } => Ok(Step::Busy(retry_ms)),
+            Message::Bye => Ok(Step::Bye),
+            _ if self.hello.is_none() => Err(Misbehavior::NoHello.into()),
+
+            Message::Writers(descriptors) => Ok(Step::Describe(descriptors)),
+            Message::Addresses(addresses) => Ok(Step::Learn(addresses)),
+            Message::Clock { heads, asks, more } => {
+                heads.update(Arc::make_mut(&mut self.theirs));
+                if more {
+                    return Ok(Step::Nothing);
+                }
+                self.news_us = now.steady_us;
+                self.incoming = Some(Incoming::new(Arc::clone(&self.theirs)));
+                self.hear();
+                Ok(if asks { Step::Answer } else { Step::Nothing })
+            }
+            Message::Applied(applied) => self.confirm(applied),
+            Message::Records(records) => self.take_records(now, config, records, size),
+            Message::Fragment { bytes, last } => self.take_fragment(now, config, &bytes, last),
+            Message::Claim => self.end_incoming(now, End::Claim),
+            Message::Yield => self.end_incoming(now, End::Yield),
+        }
+    }
+
+    /// Notes what the peer knows without its having to tell.
+    pub fn know(&mut self, theirs: Arc<Clock>) {
+        self.theirs = theirs;
+        self.hear();
+    }
+
+    /// The peer told its clock, so a round that waited for it can go on.
+    fn hear(&mut self) {
+        self.heard = true;
+        if let Some(exchange) = &mut self.exchange {
+            exchange.theirs.get_or_insert_with(|| Arc::clone(&self.theirs));
+        }
+    }
+
+    fn confirm(&mut self, applied: Applied) -> Result<Step, PeerError> {
+        applied.heads.update(Arc::make_mut(&mut self.theirs));
+        if applied.consumed < self.granted || applied.consumed > self.sent {
+            return Err(Misbehavior::NothingToConfirm.into());
+        }
+        self.granted = applied.consumed;
+        if applied.answers {
+            if let Outgoing::Asked(round) = &mut self.outgoing {
+                round.asks = false;
+            }
+            self.hear();
+        }
+        if applied.ends {
+            if !matches!(self.outgoing, Outgoing::Ended) {
+                return Err(Misbehavior::NothingToConfirm.into());
+            }
+            self.outgoing = Outgoing::Idle;
+        }
+        Ok(Step::Nothing)
+    }
+
+    fn take_records(
+        &mut self,
+        now: Now,
+        config: &Config,
+        records: Vec<(Key, Record)>,
+        bytes: usize,
+    ) -> Result<Step, PeerError> {
+        self.count_received(now, config, bytes)?;
+        self.moved.1 += records.len() as u64;
+        let round = self.incoming.as_mut().ok_or(Misbehavior::NoRound)?;
+        let mut dots = records.iter().flat_map(|(_, record)| &record.live);
+        if dots.any(|version| !round.context.contains(version.dot)) {
+            return Err(Misbehavior::UnknownDot.into());
+        }
+        round.records.extend(records);
+        round.bytes += bytes;
+        round.in_parts |= round.bytes > config.atomic_budget;
+        if round.in_parts {
+            return Ok(Step::Apply(round.take(), None));
+        }
+        Ok(Step::Nothing)
+    }
+
+    fn take_fragment(
+        &mut self,
+        now: Now,
+        config: &Config,
+        bytes: &[u8],
+        last: bool,
+    ) -> Result<Step, PeerError> {
+        let round = self.incoming.as_mut().ok_or(Misbehavior::NoRound)?;
+        if round.fragments.len() + bytes.len() > config.record_bytes_max() {
+            return Err(Misbehavior::OversizedRecord.into());
+        }
+        round.fragments.extend_from_slice(bytes);
+        if !last {
+            self.heard_us = now.steady_us;
+            return Ok(Step::Nothing);
+        }
+        let payload = std::mem::take(&mut round.fragments);
+        let size = payload.len();
+        let records = decode_records(payload.into())?;
+        self.take_records(now, config, records, size)
+    }
+
+    fn count_received(
+        &mut self,
+        now: Now,
+        config: &Config,
+        bytes: usize,
+    ) -> Result<(), Misbehavior> {
+        self.news_us = now.steady_us;
+        self.consumed += bytes as u64;
+        let granted = (config.window + config.record_bytes_max()) as u64;
+        if self.consumed - self.consumed_told > granted {
+            return Err(Misbehavior::WindowExceeded);
+        }
+        Ok(())
+    }
+
+    fn end_incoming(&mut self, now: Now, end: End) -> Result<Step, PeerError> {
+        self.news_us = now.steady_us;
+        let round = self.incoming.as_mut().ok_or(Misbehavior::NoRound)?;
+        if !round.fragments.is_empty() {
+            return Err(Misbehavior::NoRound.into());
+        }
+        Ok(Step::Apply(round.take(), Some(end)))
+    }
+
+    /// The clock of the peer's round.
+    pub fn context(&self) -> Option<Arc<Clock>> {
+        self.incoming.as_ref().map(|round| Arc::clone(&round.context))
+    }
+
+    /// The peer's round is over.
+    pub fn close_incoming(&mut self) {
+        self.incoming = None;
+    }
+
+    /// What came of a round that was cut and is worth keeping.
+    ///
+    /// Less than a frame is cheaper to fetch again than to show half a batch to readers.
+    pub fn take_cut_round(&mut self, least_bytes: usize) -> Option<(Vec<(Key, Record)>, Arc<Clock>)> {
+        let mut round = self.incoming.take()?;
+        let worth = round.in_parts || round.bytes >= least_bytes;
+        let records = round.take();
+        (worth && !records.is_empty()).then_some((records, round.context))
+    }
+
+    /// Whether a round of ours may begin now, or from when on it may, in steady microseconds.
+    pub fn due(&self) -> Option<u64> {
+        if !self.heard || !matches!(self.outgoing, Outgoing::Idle) {
+            return None;
+        }
+        if self.push { Some(0) } else { self.offer_us }
+    }
+
+    /// When something must happen on this link though nothing comes, in steady microseconds.
+    pub fn deadline(&self, config: &Config) -> u64 {
+        if let Outgoing::Streaming(..) = self.outgoing
+            && self.has_window(config)
+        {
+            return 0;
+        }
+        let quiet = if self.hello.is_none() {
+            self.started_us + micros(config.hello_timeout)
+        } else if self.awaits_peer() {
+            self.heard_us + micros(config.stall_timeout)
+        } else {
+            self.news_us + micros(config.linger)
+        };
+        self.due().map_or(quiet, |due| due.min(quiet))
+    }
+
+    /// The error of a peer that has owed something for too long.
+    pub fn stall(&self, now: Now, config: &Config) -> Option<PeerError> {
+        let (since, limit) = if self.hello.is_none() {
+            (self.started_us, config.hello_timeout)
+        } else if self.awaits_peer() {
+            (self.heard_us, config.stall_timeout)
+        } else {
+            return None;
+        };
+        let silent = now.steady_us.saturating_sub(since);
+        (silent >= micros(limit)).then_some(PeerError::Stalled { ms: silent / 1_000 })
+    }
+
+    /// Whether there was no news for so long that the link may close.
+    pub fn has_lingered(&self, now: Now, config: &Config) -> bool {
+        self.hello.is_some()
+            && !self.awaits_peer()
+            && self.due().is_none()
+            && now.steady_us.saturating_sub(self.news_us) >= micros(config.linger)
+    }
+
+    /// Whether the peer owes us something.
+    fn awaits_peer(&self) -> bool {
+        !self.heard
+            || self.incoming.is_some()
+            || self.exchange.is_some()
+            || !matches!(self.outgoing, Outgoing::Idle)
+    }
+}
+
+impl Incoming {
+    fn new(context: Arc<Clock>) -> Incoming {
+        Incoming {
+            context,
+            records: Vec::new(),
+            bytes: 0,
+            in_parts: false,
+            fragments: Vec::new(),
+        }
+    }
+
+    fn take(&mut self) -> Vec<(Key, Record)> {
+        std::mem::take(&mut self.records)
+    }
+}
+
+fn check_hello(hello: &Hello, config: &Config) -> Result<(), PeerError> {
+    let (min, max) = (hello.version_min, hello.version_max);
+    if !(min..=max).contains(&WIRE_VERSION) {
+        return Err(PeerError::Incompatible { min, max });
+    }
+    if hello.cluster != config.cluster {
+        return Err(PeerError::WrongCluster {
+            theirs: hello.cluster.clone(),
+            ours: config.cluster.clone(),
+        });
+    }
+    Ok(())
+}

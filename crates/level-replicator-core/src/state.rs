@@ -1,0 +1,713 @@
+//! What a replica holds, and the only code that changes it.
+//!
+//! The rule that carries everything: a dot is in the clock only if its write is live here, or
+//! something here has replaced it. So the clock grows by the live dots just applied, and by a
+//! peer's whole clock once everything of that peer's snapshot has been applied; never per writer,
+//! never per prefix, never before the data.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::clock::{Clock, Dot, Known, Now, ReplicaId, Stamp, VersionVector, WriterId};
+use crate::codec::{DecodeError, Reader, put_varint};
+use crate::known_rows::{KnownRows, LoadError, put_base};
+use crate::log;
+use crate::record::{Content, Key, Op, Record, Side, Tally, Version, decode_row, encode_row};
+use crate::storage::{Batch, Snapshot, Storage, StorageError, Table};
+use crate::writers::{Descriptor, DescriptorError, WriterOrd, Writers};
+
+const META_REPLICA: &[u8] = b"replica";
+const META_LAST_WRITER: &[u8] = b"last writer";
+const META_TALLY: &[u8] = b"tally";
+const META_UNCLAIMED: &[u8] = b"unclaimed";
+
+/// Why a replica's state could not be read or changed. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// The engine failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// Something on disk is damaged.
+    #[error("{table:?} row of {} is damaged: {source}", key.escape_ascii())]
+    Corrupt {
+        /// The table.
+        table: Table,
+        /// The row's key.
+        key: Bytes,
+        /// What is wrong with it.
+        source: DecodeError,
+    },
+    /// The log names a key whose record does not hold the write.
+    #[error("log entry {dot} names key {}, whose record does not hold it", key.escape_ascii())]
+    LogMismatch {
+        /// The write.
+        dot: Dot,
+        /// The key that the entry names.
+        key: Key,
+    },
+    /// An earlier commit failed and what is on disk could not be read back.
+    #[error("the storage failed earlier and could not be read back; close the database and open it again")]
+    Unusable,
+    /// A writer's descriptor contradicts what is known.
+    #[error(transparent)]
+    Descriptor(#[from] DescriptorError),
+}
+
+/// One change of a key, for events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// The key.
+    pub key: Key,
+    /// Whether it now has two or more concurrent values and had fewer.
+    pub conflict: bool,
+    /// Whether what readers see may have changed.
+    pub visible: bool,
+}
+
+/// What a local write did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Written {
+    /// The dots of the operations that wrote something, in order; deletes of nothing have none.
+    pub first: Option<Dot>,
+    /// The last of them.
+    pub last: Option<Dot>,
+    /// What changed, if it was asked for.
+    pub changed: Vec<Changed>,
+}
+
+/// Data, log, clock and writers of a replica.
+pub struct State {
+    storage: Arc<dyn Storage>,
+    replica: ReplicaId,
+    writers: Arc<Writers>,
+    clock: Arc<Clock>,
+    known_rows: KnownRows,
+    current: Option<WriterId>,
+    parent: Option<Dot>,
+    /// Sum of all changes since the tally was last known as a whole.
+    tally_change: Tally,
+    tally_base: Option<Tally>,
+    /// Writers of whom a write was applied that no finished claim has covered yet.
+    unclaimed: BTreeSet<WriterId>,
+    ghosts: u64,
+    /// A commit failed and what is on disk could not be read back.
+    unusable: bool,
+    /// Whether changes are described in [`Written`] and [`State::apply`]: they cost copies.
+    pub observed: bool,
+}
+
+impl State {
+    /// Opens what the storage holds; an empty one becomes a new replica.
+    ///
+    /// The writer of the last process is *closed*: its last number is recovered once, written, and
+    /// from then on it is a foreign writer. `random` names a new replica if the storage is empty.
+    pub fn open(storage: Arc<dyn Storage>, random: [u8; 16]) -> Result<State, StateError> {
+        let snapshot = storage.snapshot();
+        let mut batch = Batch::default();
+
+        let replica = match snapshot.get(Table::Meta, META_REPLICA)? {
+            Some(row) => ReplicaId(decode_meta(META_REPLICA, row, |reader| reader.array())?),
+            None => {
+                batch.put(Table::Meta, META_REPLICA, Bytes::copy_from_slice(&random));
+                ReplicaId(random)
+            }
+        };
+        let writers = load_writers(&*snapshot)?;
+        let (mut known_rows, mut clock) =
+            KnownRows::load(&*snapshot, &writers).map_err(|error| match error {
+                LoadError::Storage(error) => StateError::Storage(error),
+                LoadError::Decode(source) => corrupt(Table::Clock, &[], source),
+            })?;
+
+        let parent = match snapshot.get(Table::Meta, META_LAST_WRITER)? {
+            None => None,
+            Some(row) => {
+                let (ord, closed) = decode_meta(META_LAST_WRITER, row, |reader| {
+                    Ok((reader.u32()?, reader.u8()? != 0))
+                })?;
+                let invalid = DecodeError::Invalid { what: "last writer" };
+                let descriptor = writers
+                    .by_ord(ord)
+                    .ok_or_else(|| corrupt(Table::Meta, META_LAST_WRITER, invalid))?;
+                let writer = descriptor.writer;
+                if !closed {
+                    let last = log::last_seq(&*snapshot, ord)?;
+                    clock.insert_range(writer, 1..=last);
+                    let known = clock.get(writer).cloned().unwrap_or_default();
+                    known_rows.put_whole(&mut batch, ord, &known);
+                    batch.put(Table::Meta, META_LAST_WRITER, last_writer_row(ord, true));
+                }
+                let base = clock.get(writer).map_or(0, Known::base);
+                (base > 0).then_some(Dot { writer, seq: base })
+            }
+        };
+
+        // A tally on disk is true only until the next write.
+        let tally_base = match snapshot.get(Table::Meta, META_TALLY)? {
+            Some(row) => {
+                batch.remove(Table::Meta, META_TALLY);
+                Tally::from_bytes(row).ok()
+            }
+            None if writers.is_empty() => Some(Tally::default()),
+            None => None,
+        };
+        let unclaimed = match snapshot.get(Table::Meta, META_UNCLAIMED)? {
+            Some(row) => decode_meta(META_UNCLAIMED, row, decode_writer_set)?,
+            None => BTreeSet::new(),
+        };
+        let ghosts = snapshot.range(Table::Pending, Bound::Unbounded, Bound::Unbounded);
+        let ghosts = ghosts.count() as u64;
+
+        if !batch.is_empty() {
+            storage.commit(batch)?;
+        }
+        Ok(State {
+            storage,
+            replica,
+            writers: Arc::new(writers),
+            clock: Arc::new(clock),
+            known_rows,
+            current: None,
+            parent,
+            tally_change: Tally::default(),
+            tally_base,
+            unclaimed,
+            ghosts,
+            unusable: false,
+            observed: false,
+        })
+    }
+
+    /// This replica's name.
+    pub fn replica(&self) -> ReplicaId {
+        self.replica
+    }
+
+    /// The writer of this open, once it has written.
+    pub fn current_writer(&self) -> Option<WriterId> {
+        self.current
+    }
+
+    /// The writes known here.
+    pub fn clock(&self) -> &Arc<Clock> {
+        &self.clock
+    }
+
+    /// All writers ever met.
+    pub fn writers(&self) -> &Arc<Writers> {
+        &self.writers
+    }
+
+    /// The engine.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// Counts and digest over all keys; `None` until [`State::set_tally_base`] after an unclean end.
+    pub fn tally(&self) -> Option<Tally> {
+        let mut tally = self.tally_base?;
+        tally.add(self.tally_change);
+        Some(tally)
+    }
+
+    /// Whether some write applied here is not covered by a finished claim: half of a peer's batch may show.
+    pub fn is_catching_up(&self) -> bool {
+        !self.unclaimed.is_empty()
+    }
+
+    /// Stops waiting for claims that nobody can make.
+    pub fn give_up_claims(&mut self) -> Result<(), StateError> {
+        let mut batch = Batch::default();
+        put_unclaimed(&mut batch, &BTreeSet::new());
+        self.storage.commit(batch)?;
+        self.unclaimed.clear();
+        Ok(())
+    }
+
+    /// Number of keys of which only a history is left.
+    pub fn ghosts(&self) -> u64 {
+        self.ghosts
+    }
+
+    /// The record of a key; empty if there is none.
+    pub fn record(&self, key: &[u8]) -> Result<Record, StateError> {
+        read_record(self.storage.get(Table::Data, key)?, key, &self.writers)
+    }
+
+    /// Writes operations as one. Of several operations on one key the last counts; a delete of a key
+    /// without a value writes nothing. `random` names a new writer if this is the first write.
+    pub fn write(&mut self, now: Now, ops: &[Op], random: u64) -> Result<Written, StateError> {
+        self.check_usable()?;
+        let (writer, writers) = match self.current {
+            Some(writer) => (writer, Arc::clone(&self.writers)),
+            None => self.with_new_writer(WriterId(random))?,
+        };
+        let mut edit = Edit::new(&writers, self.tally_change);
+        let mut written = Written::default();
+        let mut seq = self.clock.get(writer).map_or(0, Known::base);
+
+        for op in last_per_key(ops) {
+            let key = op.key();
+            let old = self.record(key)?;
+            let content = match op {
+                Op::Put(_, value) => Content::Put(value.clone()),
+                Op::Delete(_) if old.puts().next().is_none() => continue,
+                Op::Delete(_) => Content::Delete,
+            };
+            seq += 1;
+            let dot = Dot { writer, seq };
+            let stamp = Stamp::after(now, old.last_stamp());
+            let version = Version {
+                dot,
+                stamp,
+                content,
+            };
+            let new = old.superseded_by(version, &writers);
+            edit.replace(key, &old, &new);
+            written.first.get_or_insert(dot);
+            written.last = Some(dot);
+            if self.observed {
+                written.changed.push(Changed {
+                    key: key.clone(),
+                    conflict: false,
+                    visible: true,
+                });
+            }
+        }
+        if written.last.is_none() {
+            return Ok(written);
+        }
+
+        if self.current.is_none() {
+            edit.put_new_writer(writer);
+        }
+        let Edit {
+            batch,
+            tally,
+            ghosts,
+            ..
+        } = edit;
+        self.storage.commit(batch)?;
+        self.current = Some(writer);
+        self.writers = writers;
+        Arc::make_mut(&mut self.clock).insert_range(writer, 1..=seq);
+        self.tally_change = tally;
+        self.ghosts = self.ghosts.wrapping_add(ghosts);
+        Ok(written)
+    }
+
+    /// Adds writers that a peer described; parents come before their children.
+    pub fn describe(&mut self, descriptors: &[Descriptor]) -> Result<(), StateError> {
+        let mut writers = Writers::clone(&self.writers);
+        let mut batch = Batch::default();
+        for descriptor in descriptors {
+            let before = writers.len();
+            let ord = writers.add(*descriptor)?;
+            if writers.len() > before {
+                batch.put(Table::Writers, ord_row(ord), descriptor.to_bytes());
+            }
+        }
+        if !batch.is_empty() {
+            self.storage.commit(batch)?;
+            self.writers = Arc::new(writers);
+        }
+        Ok(())
+    }
+
+    /// Joins records from a peer's snapshot, of which `context` is the clock, in one commit.
+    ///
+    /// With `claim` the records are the rest of the snapshot, so the peer's whole clock becomes
+    /// known; without it exactly the live dots of the records do. All writers must be described.
+    pub fn apply(
+        &mut self,
+        records: Vec<(Key, Record)>,
+        context: &Clock,
+        claim: bool,
+    ) -> Result<Vec<Changed>, StateError> {
+        self.check_usable()?;
+        let writers = Arc::clone(&self.writers);
+        let mut edit = Edit::new(&writers, self.tally_change);
+        let mut changed = Vec::new();
+        let mut added = Clock::default();
+        let mut joined: BTreeMap<Key, Record> = BTreeMap::new();
+        let mut own_dot_died = false;
+
+        for (key, theirs) in records {
+            let old = match joined.remove(&key) {
+                Some(record) => record,
+                None => self.record(&key)?,
+            };
+            let mine = Side {
+                record: &old,
+                clock: &self.clock,
+            };
+            let remote = Side {
+                record: &theirs,
+                clock: context,
+            };
+            let new = Record::join(mine, remote, &writers);
+            theirs.live.iter().for_each(|version| added.insert(version.dot));
+            if new != old {
+                own_dot_died |= old.live.iter().any(|version| {
+                    Some(version.dot.writer) == self.current && !new.holds(version.dot)
+                });
+                edit.replace(&key, &old, &new);
+                if self.observed {
+                    changed.push(describe_change(&key, &old, &new));
+                }
+            }
+            joined.insert(key, new);
+        }
+
+        // The clock comes last: it must never promise a write that is not yet applied.
+        let mut unclaimed = self.unclaimed.clone();
+        if claim {
+            unclaimed.retain(|writer| {
+                let known = self.clock.get(*writer);
+                known.is_some_and(|known| !context.covers_writer(*writer, known))
+            });
+            self.grow_clock(&mut edit, context, true);
+            self.forget_ghosts(&mut edit, &joined)?;
+        } else {
+            unclaimed.extend(added.iter().map(|(writer, _)| writer));
+            self.grow_clock(&mut edit, &added, false);
+        }
+        if unclaimed != self.unclaimed {
+            put_unclaimed(&mut edit.batch, &unclaimed);
+        }
+        if own_dot_died && let Some(writer) = self.current {
+            // The log no longer ends with our last write, so the next open could not recover it.
+            let base = self.clock.get(writer).map_or(0, Known::base);
+            let ord = edit.ord(writer);
+            put_base(&mut edit.batch, ord, base);
+        }
+
+        let Edit {
+            batch,
+            tally,
+            ghosts,
+            ..
+        } = edit;
+        if !batch.is_empty() {
+            self.commit_grown(batch)?;
+        }
+        self.unclaimed = unclaimed;
+        self.tally_change = tally;
+        self.ghosts = self.ghosts.wrapping_add(ghosts);
+        Ok(changed)
+    }
+
+    /// Takes the tally of a snapshot that was current when `since` was [`State::tally_change`].
+    pub fn set_tally_base(&mut self, scanned: Tally, since: Tally) {
+        let mut base = scanned;
+        base.subtract(since);
+        self.tally_base = Some(base);
+    }
+
+    /// Sum of all changes since the open.
+    pub fn tally_change(&self) -> Tally {
+        self.tally_change
+    }
+
+    /// Writes down what would otherwise be recovered at the next open. Nothing is written afterwards.
+    pub fn close(&mut self) -> Result<(), StateError> {
+        let mut batch = Batch::default();
+        if let Some(tally) = self.tally() {
+            batch.put(Table::Meta, META_TALLY, tally.to_bytes());
+        }
+        if let Some(writer) = self.current
+            && let Some(ord) = self.writers.ord(writer)
+        {
+            let known = self.clock.get(writer).cloned().unwrap_or_default();
+            self.known_rows.put_whole(&mut batch, ord, &known);
+            batch.put(Table::Meta, META_LAST_WRITER, last_writer_row(ord, true));
+        }
+        if !batch.is_empty() {
+            self.storage.commit(batch)?;
+        }
+        Ok(())
+    }
+
+    /// The table of writers with one that is minted now.
+    fn with_new_writer(&self, writer: WriterId) -> Result<(WriterId, Arc<Writers>), StateError> {
+        let mut writers = Writers::clone(&self.writers);
+        writers.add(Descriptor {
+            writer,
+            replica: self.replica,
+            parent: self.parent,
+        })?;
+        Ok((writer, Arc::new(writers)))
+    }
+
+    /// Adds `news` to the clock, with the rows for it.
+    fn grow_clock(&mut self, edit: &mut Edit<'_>, news: &Clock, whole: bool) {
+        let known_already = |(writer, known): &(WriterId, &Known)| {
+            self.clock.covers_writer(*writer, known) && !whole
+        };
+        let grown: Vec<_> = news.iter().filter(|entry| !known_already(entry)).collect();
+        if grown.is_empty() {
+            return;
+        }
+        let clock = Arc::make_mut(&mut self.clock);
+        for (writer, news) in grown {
+            let ord = edit.ord(writer);
+            if whole && clock.covers_writer(writer, news) && !self.known_rows.has_blocks(ord) {
+                continue;
+            }
+            news.ranges().for_each(|range| clock.insert_range(writer, range));
+            let Some(known) = clock.get(writer) else {
+                continue;
+            };
+            if whole {
+                self.known_rows.put_whole(&mut edit.batch, ord, known);
+            } else {
+                self.known_rows.put_added(&mut edit.batch, ord, known, news);
+            }
+        }
+    }
+
+    /// Commits a batch for which the clock in memory has grown already.
+    fn commit_grown(&mut self, batch: Batch) -> Result<(), StateError> {
+        let Err(error) = self.storage.commit(batch) else {
+            return Ok(());
+        };
+        let own = self.current.and_then(|writer| {
+            let known = self.clock.get(writer)?;
+            Some((writer, known.base()))
+        });
+        match KnownRows::load(&*self.storage.snapshot(), &self.writers) {
+            Ok((rows, mut clock)) => {
+                if let Some((writer, base)) = own {
+                    clock.insert_range(writer, 1..=base);
+                }
+                self.known_rows = rows;
+                self.clock = Arc::new(clock);
+            }
+            // What is on disk cannot be told: nothing may be promised or changed until a new open.
+            Err(_) => self.unusable = true,
+        }
+        Err(error.into())
+    }
+
+    /// Drops the histories that the clock, grown by a claim, now covers.
+    fn forget_ghosts(
+        &self,
+        edit: &mut Edit<'_>,
+        joined: &BTreeMap<Key, Record>,
+    ) -> Result<(), StateError> {
+        let mut ghosts: BTreeMap<Key, Record> = BTreeMap::new();
+        if self.ghosts > 0 {
+            let snapshot = self.storage.snapshot();
+            for entry in snapshot.range(Table::Pending, Bound::Unbounded, Bound::Unbounded) {
+                let (key, _) = entry?;
+                if !joined.contains_key(&key) {
+                    ghosts.insert(key.clone(), self.record(&key)?);
+                }
+            }
+        }
+        ghosts.extend(joined.iter().map(|(key, record)| (key.clone(), record.clone())));
+        for (key, ghost) in ghosts {
+            if is_ghost(&ghost) && is_within(&ghost.seen, &self.clock, &self.writers) {
+                edit.replace(&key, &ghost, &Record::default());
+            }
+        }
+        Ok(())
+    }
+
+    fn check_usable(&self) -> Result<(), StateError> {
+        if self.unusable {
+            return Err(StateError::Unusable);
+        }
+        Ok(())
+    }
+}
+
+/// The rows that one commit changes, and what they do to the sums over all keys.
+struct Edit<'a> {
+    writers: &'a Writers,
+    batch: Batch,
+    tally: Tally,
+    /// How many more ghosts there are; wraps around.
+    ghosts: u64,
+}
+
+impl<'a> Edit<'a> {
+    fn new(writers: &'a Writers, tally: Tally) -> Edit<'a> {
+        Edit {
+            writers,
+            batch: Batch::default(),
+            tally,
+            ghosts: 0,
+        }
+    }
+
+    /// The local number of a writer that has been described.
+    fn ord(&self, writer: WriterId) -> WriterOrd {
+        let ord = self.writers.ord(writer);
+        ord.expect("records and clocks are checked for undescribed writers before they are applied")
+    }
+
+    /// Changes one key's record, and log and sums with it.
+    fn replace(&mut self, key: &Key, old: &Record, new: &Record) {
+        let writers = self.writers;
+        let ord_of = |writer| {
+            let ord = writers.ord(writer);
+            ord.expect("records are checked for undescribed writers before they are applied")
+        };
+        log::follow(&mut self.batch, key, old, new, ord_of);
+        if new.is_empty() {
+            self.batch.remove(Table::Data, key.clone());
+        } else {
+            let row = encode_row(key, new, ord_of);
+            self.batch.put(Table::Data, key.clone(), row);
+        }
+        if is_ghost(new) && !is_ghost(old) {
+            self.batch.put(Table::Pending, key.clone(), Bytes::new());
+            self.ghosts = self.ghosts.wrapping_add(1);
+        }
+        if is_ghost(old) && !is_ghost(new) {
+            self.batch.remove(Table::Pending, key.clone());
+            self.ghosts = self.ghosts.wrapping_sub(1);
+        }
+        self.tally.subtract(old.tally(key));
+        self.tally.add(new.tally(key));
+    }
+
+    /// The rows of a writer that was minted for this commit.
+    fn put_new_writer(&mut self, writer: WriterId) {
+        let ord = self.ord(writer);
+        if let Some(descriptor) = self.writers.by_ord(ord) {
+            self.batch.put(Table::Writers, ord_row(ord), descriptor.to_bytes());
+        }
+        let row = last_writer_row(ord, false);
+        self.batch.put(Table::Meta, META_LAST_WRITER, row);
+    }
+}
+
+/// Sums up all records of a snapshot. Takes as long as reading everything.
+pub fn scan_tally(snapshot: &dyn Snapshot, writers: &Writers) -> Result<Tally, StateError> {
+    let mut tally = Tally::default();
+    for entry in snapshot.range(Table::Data, Bound::Unbounded, Bound::Unbounded) {
+        let (key, row) = entry?;
+        tally.add(read_record(Some(row), &key, writers)?.tally(&key));
+    }
+    Ok(tally)
+}
+
+/// Decodes a row of the data table; no row is an empty record.
+pub fn read_record(
+    row: Option<Bytes>,
+    key: &[u8],
+    writers: &Writers,
+) -> Result<Record, StateError> {
+    let Some(row) = row else {
+        return Ok(Record::default());
+    };
+    decode_row(key, row, writers).map_err(|source| corrupt(Table::Data, key, source))
+}
+
+fn corrupt(table: Table, key: &[u8], source: DecodeError) -> StateError {
+    StateError::Corrupt {
+        table,
+        key: Bytes::copy_from_slice(key),
+        source,
+    }
+}
+
+fn load_writers(snapshot: &dyn Snapshot) -> Result<Writers, StateError> {
+    let mut writers = Writers::default();
+    for entry in snapshot.range(Table::Writers, Bound::Unbounded, Bound::Unbounded) {
+        let (row, value) = entry?;
+        let mut reader = Reader::new(value, "writer row");
+        let descriptor = Descriptor::decode(&mut reader)
+            .and_then(|descriptor| reader.finish().map(|()| descriptor))
+            .map_err(|source| corrupt(Table::Writers, &row, source))?;
+        let ord = writers.add(descriptor)?;
+        if row != ord_row(ord) {
+            let source = DecodeError::Invalid { what: "writer row" };
+            return Err(corrupt(Table::Writers, &row, source));
+        }
+    }
+    Ok(writers)
+}
+
+fn decode_meta<T>(
+    key: &'static [u8],
+    row: Bytes,
+    decode: impl FnOnce(&mut Reader) -> Result<T, DecodeError>,
+) -> Result<T, StateError> {
+    let mut reader = Reader::new(row, "meta row");
+    let value = decode(&mut reader).and_then(|value| reader.finish().map(|()| value));
+    value.map_err(|source| corrupt(Table::Meta, key, source))
+}
+
+fn decode_writer_set(reader: &mut Reader) -> Result<BTreeSet<WriterId>, DecodeError> {
+    let count = reader.count(usize::MAX, 8)?;
+    (0..count).map(|_| Ok(WriterId(reader.u64()?))).collect()
+}
+
+fn put_unclaimed(batch: &mut Batch, unclaimed: &BTreeSet<WriterId>) {
+    if unclaimed.is_empty() {
+        batch.remove(Table::Meta, META_UNCLAIMED);
+        return;
+    }
+    let mut row = Vec::with_capacity(2 + 8 * unclaimed.len());
+    put_varint(&mut row, unclaimed.len() as u64);
+    for writer in unclaimed {
+        row.extend_from_slice(&writer.0.to_be_bytes());
+    }
+    batch.put(Table::Meta, META_UNCLAIMED, row);
+}
+
+fn ord_row(ord: WriterOrd) -> Bytes {
+    Bytes::copy_from_slice(&ord.to_be_bytes())
+}
+
+fn last_writer_row(ord: WriterOrd, closed: bool) -> Bytes {
+    let mut row = ord.to_be_bytes().to_vec();
+    row.push(u8::from(closed));
+    row.into()
+}
+
+/// The last operation on each key, in the order in which they were given.
+fn last_per_key(ops: &[Op]) -> impl Iterator<Item = &Op> + '_ {
+    let last: BTreeMap<&[u8], usize> = match ops {
+        [] | [_] => BTreeMap::new(),
+        _ => (ops.iter().enumerate())
+            .map(|(index, op)| (&op.key()[..], index))
+            .collect(),
+    };
+    let is_last = move |index: usize, op: &Op| last.get(&op.key()[..]).is_none_or(|&at| at == index);
+    (ops.iter().enumerate()).filter_map(move |(index, op)| is_last(index, op).then_some(op))
+}
+
+fn is_ghost(record: &Record) -> bool {
+    record.live.is_empty() && !record.seen.is_empty()
+}
+
+/// Whether a history, with all that its writers' parents imply, lies within a clock.
+fn is_within(seen: &VersionVector, clock: &Clock, writers: &Writers) -> bool {
+    seen.iter().all(|dot| {
+        let mut next = Some(dot);
+        while let Some(dot) = next {
+            if clock.get(dot.writer).map_or(0, Known::base) < dot.seq {
+                return false;
+            }
+            next = writers.get(dot.writer).and_then(|known| known.parent);
+        }
+        true
+    })
+}
+
+fn describe_change(key: &Key, old: &Record, new: &Record) -> Changed {
+    let count = |record: &Record| record.puts().count();
+    Changed {
+        key: key.clone(),
+        conflict: count(new) >= 2 && count(old) < 2,
+        visible: !(old.puts().map(|put| put.dot)).eq(new.puts().map(|put| put.dot)),
+    }
+}

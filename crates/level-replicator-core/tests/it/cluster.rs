@@ -1,0 +1,374 @@
+//! A few replicas in one thread, with links that deliver every byte in order.
+//!
+//! Time stands still until a test moves it, so nothing here waits or depends on the machine.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use level_replicator_core::address::Address;
+use level_replicator_core::clock::{Dot, Now};
+use level_replicator_core::config::Config;
+use level_replicator_core::event::Event;
+use level_replicator_core::record::{Op, Record};
+use level_replicator_core::replica::{Input, Output, Replica};
+use level_replicator_core::resolver::Resolver;
+use level_replicator_core::session::{LinkId, PeerError};
+use level_replicator_core::storage::memory::MemoryStorage;
+use level_replicator_core::storage::{Storage, Table};
+use std::ops::Bound;
+
+type End = (usize, LinkId);
+
+/// One replica with its disk.
+pub struct Node {
+    pub replica: Replica,
+    pub storage: MemoryStorage,
+    pub events: Vec<Event>,
+    pub sent_bytes: u64,
+    pub sends: u64,
+}
+
+/// Replicas, and what is under way between them.
+pub struct Cluster {
+    pub nodes: Vec<Option<Node>>,
+    pub now: Now,
+    config: Config,
+    ends: BTreeMap<End, End>,
+    wire: VecDeque<(End, Bytes)>,
+    seed: u64,
+    /// Pairs that cannot reach each other.
+    cut: Vec<(usize, usize)>,
+    /// After so many more deliveries every link breaks.
+    pub break_after: Option<u64>,
+    pub deliveries: u64,
+}
+
+pub fn address(node: usize) -> Address {
+    format!("10.0.0.{node}:9000").parse().expect("an address")
+}
+
+impl Cluster {
+    pub fn new(nodes: usize) -> Cluster {
+        Cluster::with_config(nodes, Config::default())
+    }
+
+    pub fn with_config(nodes: usize, config: Config) -> Cluster {
+        let mut cluster = Cluster {
+            nodes: Vec::new(),
+            now: Now {
+                wall_us: 1_700_000_000_000_000,
+                steady_us: 1_000_000,
+            },
+            config,
+            ends: BTreeMap::new(),
+            wire: VecDeque::new(),
+            seed: 1,
+            cut: Vec::new(),
+            break_after: None,
+            deliveries: 0,
+        };
+        for node in 0..nodes {
+            cluster.nodes.push(None);
+            cluster.open(node, MemoryStorage::new());
+        }
+        cluster
+    }
+
+    /// Starts a replica on a disk.
+    pub fn open(&mut self, node: usize, storage: MemoryStorage) {
+        self.seed += 1;
+        let mut config = self.config.clone();
+        config.advertised = Some(address(node));
+        let shared = Arc::new(storage.clone());
+        let replica = Replica::open(shared, config, self.seed, self.now).expect("it opens");
+        self.nodes[node] = Some(Node {
+            replica,
+            storage,
+            events: Vec::new(),
+            sent_bytes: 0,
+            sends: 0,
+        });
+    }
+
+    /// Ends a process without a word; its disk stays.
+    pub fn kill(&mut self, node: usize) -> MemoryStorage {
+        let ends: Vec<End> = self.ends.keys().filter(|end| end.0 == node).copied().collect();
+        for end in ends {
+            self.break_link(end);
+        }
+        self.nodes[node].take().expect("it runs").storage
+    }
+
+    pub fn restart(&mut self, node: usize) {
+        let storage = self.kill(node);
+        self.open(node, storage);
+    }
+
+    pub fn node(&mut self, node: usize) -> &mut Node {
+        self.nodes[node].as_mut().expect("it runs")
+    }
+
+    pub fn introduce(&mut self, from: usize, to: usize) {
+        let now = self.now;
+        self.node(from).replica.add_peer(now, address(to));
+    }
+
+    pub fn introduce_all(&mut self) {
+        for from in 0..self.nodes.len() {
+            for to in 0..self.nodes.len() {
+                if from != to {
+                    self.introduce(from, to);
+                }
+            }
+        }
+    }
+
+    /// Cuts two replicas off from one another.
+    pub fn cut(&mut self, a: usize, b: usize) {
+        self.cut.push((a, b));
+        self.cut.push((b, a));
+        let across = |(end, other): (&End, &End)| {
+            ((end.0, other.0) == (a, b) || (end.0, other.0) == (b, a)).then_some(*end)
+        };
+        let ends: Vec<End> = self.ends.iter().filter_map(across).collect();
+        for end in ends {
+            self.break_link(end);
+        }
+    }
+
+    pub fn heal(&mut self) {
+        self.cut.clear();
+    }
+
+    pub fn put(&mut self, node: usize, key: &str, value: &str) -> Dot {
+        let op = Op::Put(
+            Bytes::copy_from_slice(key.as_bytes()),
+            Bytes::copy_from_slice(value.as_bytes()),
+        );
+        self.write(node, &[op]).expect("a put writes")
+    }
+
+    pub fn delete(&mut self, node: usize, key: &str) -> Option<Dot> {
+        self.write(node, &[Op::Delete(Bytes::copy_from_slice(key.as_bytes()))])
+    }
+
+    pub fn write(&mut self, node: usize, ops: &[Op]) -> Option<Dot> {
+        self.now.wall_us += 1;
+        let now = self.now;
+        let written = self.node(node).replica.write(now, ops);
+        written.expect("the storage works").last
+    }
+
+    pub fn get(&mut self, node: usize, key: &str) -> Option<String> {
+        let state = self.node(node).replica.state();
+        let record = state.record(key.as_bytes()).expect("a good record");
+        let key = Bytes::copy_from_slice(key.as_bytes());
+        let value = Resolver::last_write_wins().resolve(&key, &record, state.writers());
+        value.map(|value| String::from_utf8_lossy(&value).into_owned())
+    }
+
+    pub fn siblings(&mut self, node: usize, key: &str) -> Vec<String> {
+        let state = self.node(node).replica.state();
+        let record = state.record(key.as_bytes()).expect("a good record");
+        let puts = record.puts().filter_map(|put| put.value().cloned());
+        let mut values: Vec<String> =
+            puts.map(|value| String::from_utf8_lossy(&value).into_owned()).collect();
+        values.sort();
+        values
+    }
+
+    /// Everything a replica holds, key by key.
+    pub fn contents(&self, node: usize) -> BTreeMap<Bytes, Record> {
+        let state = self.nodes[node].as_ref().expect("it runs").replica.state();
+        let snapshot = state.storage().snapshot();
+        let entries = snapshot.range(Table::Data, Bound::Unbounded, Bound::Unbounded);
+        entries
+            .map(|entry| {
+                let (key, _) = entry.expect("memory reads");
+                let record = state.record(&key).expect("a good record");
+                (key, record)
+            })
+            .collect()
+    }
+
+    /// Delivers and lets time pass until nothing happens for a while.
+    pub fn settle(&mut self) {
+        self.run_for_ms(400);
+    }
+
+    /// Lets time pass in steps, delivering all that is under way at each.
+    pub fn run_for_ms(&mut self, ms: u64) {
+        for _ in 0..ms.div_ceil(5) {
+            self.deliver_all();
+            self.advance_ms(5);
+        }
+        self.deliver_all();
+    }
+
+    pub fn advance_ms(&mut self, ms: u64) {
+        self.now.steady_us += ms * 1_000;
+        self.now.wall_us += ms * 1_000;
+        self.tick();
+    }
+
+    /// Calls every replica whose time has come, until none is left.
+    fn tick(&mut self) {
+        for node in 0..self.nodes.len() {
+            for _ in 0..10_000 {
+                let now = self.now;
+                let Some(running) = &mut self.nodes[node] else {
+                    break;
+                };
+                if running.replica.next_timeout().is_none_or(|due| due > now.steady_us) {
+                    break;
+                }
+                running.replica.handle_input(now, Input::Timeout);
+                self.take_outputs(node);
+            }
+        }
+    }
+
+    pub fn deliver_all(&mut self) {
+        self.tick();
+        while let Some((end, bytes)) = self.wire.pop_front() {
+            if !self.ends.contains_key(&end) {
+                continue;
+            }
+            self.deliveries += 1;
+            if let Some(left) = &mut self.break_after {
+                if *left == 0 {
+                    self.break_after = None;
+                    self.break_all();
+                    continue;
+                }
+                *left -= 1;
+            }
+            self.input(end.0, Input::Received(end.1, bytes));
+            self.tick();
+        }
+    }
+
+    pub fn break_all(&mut self) {
+        let ends: Vec<End> = self.ends.keys().copied().collect();
+        for end in ends {
+            self.break_link(end);
+        }
+    }
+
+    pub fn input(&mut self, node: usize, input: Input) {
+        let now = self.now;
+        if let Some(running) = &mut self.nodes[node] {
+            running.replica.handle_input(now, input);
+            self.take_outputs(node);
+        }
+    }
+
+    fn break_link(&mut self, end: End) {
+        let Some(other) = self.ends.remove(&end) else {
+            return;
+        };
+        self.ends.remove(&other);
+        let broken = || {
+            Some(PeerError::Broken {
+                reason: "cut".to_owned(),
+            })
+        };
+        self.input(end.0, Input::Closed(end.1, broken()));
+        self.input(other.0, Input::Closed(other.1, broken()));
+    }
+
+    fn take_outputs(&mut self, node: usize) {
+        while let Some(output) = self.nodes[node].as_mut().and_then(|node| node.replica.poll_output())
+        {
+            match output {
+                Output::Event(event) => self.node(node).events.push(event),
+                Output::Send(link, bytes) => {
+                    let sender = self.node(node);
+                    sender.sent_bytes += bytes.len() as u64;
+                    sender.sends += 1;
+                    if let Some(&other) = self.ends.get(&(node, link)) {
+                        self.wire.push_back((other, bytes));
+                    }
+                }
+                Output::Close(link) => self.close(node, link),
+                Output::Connect(link, address) => self.connect(node, link, &address),
+            }
+        }
+    }
+
+    /// What was sent before a close still arrives.
+    fn close(&mut self, node: usize, link: LinkId) {
+        if let Some(other) = self.ends.remove(&(node, link)) {
+            let under_way: Vec<_> = self.wire.iter().filter(|(end, _)| *end == other).cloned().collect();
+            self.wire.retain(|(end, _)| *end != other);
+            for (end, bytes) in under_way {
+                self.input(end.0, Input::Received(end.1, bytes));
+            }
+            self.ends.remove(&other);
+            self.input(other.0, Input::Closed(other.1, None));
+        }
+    }
+
+    fn connect(&mut self, node: usize, link: LinkId, to: &Address) {
+        let there = (0..self.nodes.len()).find(|&there| address(there) == *to);
+        let now = self.now;
+        let reachable = there.filter(|&there| {
+            there != node && self.nodes[there].is_some() && !self.cut.contains(&(node, there))
+        });
+        let accepted = reachable.and_then(|there| {
+            let link = self.node(there).replica.accept(now, address(node))?;
+            Some((there, link))
+        });
+        let Some(other) = accepted else {
+            let reason = "nobody there".to_owned();
+            self.input(node, Input::ConnectFailed(link, PeerError::Unreachable { reason }));
+            return;
+        };
+        self.ends.insert((node, link), other);
+        self.ends.insert(other, (node, link));
+        self.take_outputs(other.0);
+        self.input(node, Input::Connected(link));
+    }
+
+    /// Checks that all running replicas hold the same, and that each one's parts fit together.
+    pub fn assert_equal(&self) {
+        let running: Vec<usize> = (0..self.nodes.len()).filter(|&node| self.nodes[node].is_some()).collect();
+        let live = |node: usize| -> BTreeMap<Bytes, _> {
+            let contents = self.contents(node).into_iter();
+            contents.map(|(key, record)| (key, record.live)).collect()
+        };
+        for &node in &running {
+            self.assert_whole(node);
+            assert_eq!(live(node), live(running[0]), "node {node} against {}", running[0]);
+            let state = |node: usize| self.nodes[node].as_ref().expect("it runs").replica.state();
+            assert_eq!(state(node).clock(), state(running[0]).clock());
+            assert_eq!(state(node).tally(), state(running[0]).tally());
+            assert!(!state(node).is_catching_up(), "node {node} is catching up");
+        }
+    }
+
+    /// The log names exactly the live dots, the clock contains them, the tally is right.
+    pub fn assert_whole(&self, node: usize) {
+        let running = self.nodes[node].as_ref().expect("it runs");
+        let state = running.replica.state();
+        let mut expected = BTreeMap::new();
+        let mut tally = level_replicator_core::record::Tally::default();
+        for (key, record) in self.contents(node) {
+            tally.add(record.tally(&key));
+            for version in &record.live {
+                assert!(state.clock().contains(version.dot), "{} is live and unknown", version.dot);
+                let ord = state.writers().ord(version.dot.writer).expect("described");
+                let row = level_replicator_core::log::row_key(ord, version.dot.seq);
+                expected.insert(row, key.clone());
+            }
+        }
+        let snapshot = running.storage.snapshot();
+        let log = snapshot.range(Table::Log, Bound::Unbounded, Bound::Unbounded);
+        let log: BTreeMap<Bytes, Bytes> = log.map(|entry| entry.expect("memory reads")).collect();
+        assert_eq!(log, expected, "log of node {node}");
+        if let Some(known) = state.tally() {
+            assert_eq!(known, tally, "tally of node {node}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What replicas tell each other, and what comes of it.
+
+use crate::cluster::Cluster;
+
+#[test]
+fn a_write_reaches_everybody() {
+    let mut cluster = Cluster::new(3);
+    cluster.introduce_all();
+    for node in 0..3 {
+        cluster.put(node, &format!("key{node}"), "value");
+    }
+    cluster.settle();
+
+    cluster.assert_equal();
+    for node in 0..3 {
+        assert_eq!(cluster.get(node, "key0").as_deref(), Some("value"));
+    }
+}
+
+#[test]
+fn a_relay_carries_writes_between_two_that_never_meet() {
+    let mut cluster = Cluster::new(3);
+    cluster.cut(0, 2);
+    cluster.introduce(0, 1);
+    cluster.introduce(1, 2);
+    cluster.put(0, "from", "a");
+    cluster.put(2, "to", "c");
+    cluster.settle();
+
+    cluster.assert_equal();
+    assert_eq!(cluster.get(2, "from").as_deref(), Some("a"));
+    assert_eq!(cluster.get(0, "to").as_deref(), Some("c"));
+}
+
+#[test]
+fn concurrent_writes_are_both_kept_everywhere_until_somebody_writes_again() {
+    let mut cluster = Cluster::new(3);
+    cluster.introduce_all();
+    cluster.put(0, "key", "first");
+    cluster.settle();
+    cluster.cut(0, 1);
+    cluster.cut(0, 2);
+    cluster.cut(1, 2);
+    cluster.put(0, "key", "zero");
+    cluster.put(1, "key", "one");
+    cluster.delete(2, "key");
+    cluster.heal();
+    cluster.run_for_ms(6_000);
+
+    cluster.assert_equal();
+    for node in 0..3 {
+        assert_eq!(cluster.siblings(node, "key"), ["one", "zero"]);
+        assert_eq!(cluster.get(node, "key").as_deref(), Some("one"));
+    }
+
+    cluster.put(2, "key", "settled");
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(cluster.siblings(0, "key"), ["settled"]);
+}
+
+#[test]
+fn a_conversation_cut_anywhere_resumes_with_another_peer() {
+    for cut in 0..60 {
+        let mut cluster = Cluster::new(3);
+        for index in 0..40 {
+            cluster.put(0, &format!("a{index:02}"), "x");
+        }
+        cluster.introduce(1, 0);
+        cluster.cut(1, 2);
+        cluster.settle();
+        for index in 0..20 {
+            cluster.put(1, &format!("a{index:02}"), "y");
+            cluster.put(1, &format!("b{index:02}"), "z");
+        }
+        cluster.heal();
+        cluster.cut(0, 1);
+        cluster.introduce(2, 0);
+        cluster.break_after = Some(cut);
+        cluster.run_for_ms(30);
+        cluster.introduce(2, 1);
+        cluster.run_for_ms(3_000);
+        cluster.assert_equal();
+    }
+}
+
+#[test]
+fn a_replica_that_was_killed_goes_on_where_it_was() {
+    let mut cluster = Cluster::new(2);
+    cluster.introduce_all();
+    cluster.put(0, "key", "one");
+    cluster.settle();
+    cluster.restart(0);
+    cluster.put(0, "key", "two");
+    cluster.put(0, "other", "three");
+    cluster.introduce_all();
+    cluster.run_for_ms(3_000);
+
+    cluster.assert_equal();
+    assert_eq!(cluster.siblings(1, "key"), ["two"]);
+}
+
+#[test]
+fn a_megabyte_value_and_many_keys_fill_an_empty_replica() {
+    let mut cluster = Cluster::new(2);
+    let large = "v".repeat(3_000_000);
+    cluster.put(0, "large", &large);
+    for index in 0..5_000 {
+        cluster.put(0, &format!("{:08x}", index * 2_654_435_761_u64 % 1_000_003), "value of some length");
+    }
+    cluster.introduce(1, 0);
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(cluster.get(1, "large").map(|value| value.len()), Some(3_000_000));
+}

@@ -1,0 +1,4 @@
+//! Tests of the core from the outside.
+
+mod cluster;
+mod conversation;

@@ -10,7 +10,7 @@ use std::ops::{Bound, RangeInclusive};
 
 use bytes::Bytes;
 
-use crate::clock::{Clock, Known, WriterId};
+use crate::clock::{Clock, Known};
 use crate::codec::{DecodeError, Reader, put_varint};
 use crate::storage::{Batch, Snapshot, StorageError, Table};
 use crate::writers::{WriterOrd, Writers};
@@ -156,7 +156,7 @@ fn decode_ranges(reader: &mut Reader) -> Result<Vec<RangeInclusive<u64>>, Decode
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::{Dot, ReplicaId};
+    use crate::clock::{Dot, ReplicaId, WriterId};
     use crate::storage::Storage;
     use crate::storage::memory::MemoryStorage;
     use crate::writers::Descriptor;

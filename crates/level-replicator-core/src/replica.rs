@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::address::Address;
-use crate::clock::{Clock, Dot, Now, ReplicaId, micros};
+use crate::clock::{Clock, Dot, Now, ReplicaId, WriterId, micros};
 use crate::config::Config;
 use crate::delta::Delta;
 use crate::event::{Discovery, Event, Origin, Peer};
@@ -85,6 +85,21 @@ struct SyncRequest {
     failed: BTreeSet<Address>,
 }
 
+/// What was said and heard since the open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Conversations in which both sides said hello.
+    pub conversations: u64,
+    /// Bytes sent, before encryption.
+    pub sent_bytes: u64,
+    /// Bytes received, after decryption.
+    pub received_bytes: u64,
+    /// Records sent.
+    pub sent_records: u64,
+    /// Records received.
+    pub received_records: u64,
+}
+
 /// A replica.
 pub struct Replica {
     state: State,
@@ -99,6 +114,7 @@ pub struct Replica {
     next_link: u64,
     next_sync: u64,
     syncs: BTreeMap<SyncId, SyncRequest>,
+    traffic: Traffic,
     paused: bool,
     met_somebody: bool,
     /// When a peer was last heard, in steady microseconds.
@@ -128,6 +144,7 @@ impl Replica {
             next_link: 1,
             next_sync: 1,
             syncs: BTreeMap::new(),
+            traffic: Traffic::default(),
             paused: false,
             met_somebody: false,
             heard_us: now.steady_us,
@@ -162,6 +179,11 @@ impl Replica {
     /// The conversations that run.
     pub fn sessions(&self) -> impl Iterator<Item = &Session> + '_ {
         self.sessions.values()
+    }
+
+    /// What was said and heard since the open.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// A random number of this process.
@@ -240,6 +262,11 @@ impl Replica {
     /// The next thing to do; `None` when all is done.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
+    }
+
+    /// Whether something is to be done.
+    pub fn has_output(&self) -> bool {
+        !self.outputs.is_empty()
     }
 
     /// When [`Input::Timeout`] is due at the latest, in steady microseconds; it may be past.
@@ -367,9 +394,13 @@ impl Replica {
         request.flat_map(|request| request.waiting.into_iter().chain(request.failed)).collect()
     }
 
-    /// How many other replicas know a write, as last heard on the links that are open.
+    /// How many other replicas know a write and all before it of its writer, as last heard on the
+    /// links that are open.
     pub fn replicated(&self, dot: Dot) -> usize {
-        let knows = self.sessions.values().filter(|session| session.theirs.contains(dot));
+        let knows = self.sessions.values().filter(|session| {
+            let known = session.theirs.get(dot.writer);
+            known.is_some_and(|known| known.base() >= dot.seq)
+        });
         let others = knows.filter_map(Session::replica);
         let mut others: BTreeSet<ReplicaId> = others.collect();
         others.remove(&self.state.replica());
@@ -405,6 +436,7 @@ impl Replica {
             return;
         };
         self.heard_us = now.steady_us;
+        self.traffic.received_bytes += bytes.len() as u64;
         session.push_bytes(now, bytes);
         match self.converse(now, &mut session) {
             Ok(true) => {
@@ -487,6 +519,7 @@ impl Replica {
             None => Event::Connection { peer: peer.clone() },
         };
         self.outputs.push_back(Output::Event(event));
+        self.traffic.conversations += 1;
         if hello.addresses_digest != self.addresses_digest() {
             let mut addresses = self.known_addresses();
             addresses.truncate(ADDRESSES_PER_MESSAGE);
@@ -575,6 +608,7 @@ impl Replica {
             return Err(Misbehavior::NoRound.into());
         };
         let claim = end == Some(End::Claim);
+        self.traffic.received_records += records.len() as u64;
         let news = !records.is_empty() || (claim && !self.state.clock().covers(&context));
         if news {
             check_writers(self.state.writers(), &records, claim.then_some(&context))?;
@@ -731,7 +765,7 @@ impl Replica {
         now: Now,
         session: &mut Session,
         asks: bool,
-        only: Option<crate::clock::WriterId>,
+        only: Option<WriterId>,
     ) {
         let clock = Arc::clone(self.state.clock());
         session.say_clock(&clock, asks);
@@ -793,6 +827,7 @@ impl Replica {
         if let Some(piece) = piece {
             session.out.extend_from_slice(&piece.frames);
             session.count_sent(now, piece.bytes, piece.records);
+            self.traffic.sent_records += piece.records;
             session.outgoing = Outgoing::Streaming(round, delta);
             return Ok(piece.bytes >= RECORDS_FRAME_TARGET / 2);
         }
@@ -1039,6 +1074,7 @@ impl Replica {
 
     fn flush(&mut self, session: &mut Session) {
         if !session.out.is_empty() {
+            self.traffic.sent_bytes += session.out.len() as u64;
             let bytes = Bytes::from(std::mem::take(&mut session.out));
             self.outputs.push_back(Output::Send(session.link, bytes));
         }

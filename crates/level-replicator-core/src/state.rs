@@ -94,6 +94,7 @@ pub struct State {
     /// Writers of whom a write was applied that no finished claim has covered yet.
     unclaimed: BTreeSet<WriterId>,
     ghosts: u64,
+    commits: u64,
     /// A commit failed and what is on disk could not be read back.
     unusable: bool,
     /// Whether changes are described in [`Written`] and [`State::apply`]: they cost copies.
@@ -177,6 +178,7 @@ impl State {
             tally_base,
             unclaimed,
             ghosts,
+            commits: 0,
             unusable: false,
             observed: false,
         })
@@ -223,9 +225,14 @@ impl State {
     pub fn give_up_claims(&mut self) -> Result<(), StateError> {
         let mut batch = Batch::default();
         put_unclaimed(&mut batch, &BTreeSet::new());
-        self.storage.commit(batch)?;
+        self.commit(batch)?;
         self.unclaimed.clear();
         Ok(())
+    }
+
+    /// Number of commits since the open.
+    pub fn commits(&self) -> u64 {
+        self.commits
     }
 
     /// Number of keys of which only a history is left.
@@ -291,7 +298,7 @@ impl State {
             ghosts,
             ..
         } = edit;
-        self.storage.commit(batch)?;
+        self.commit(batch)?;
         self.current = Some(writer);
         self.writers = writers;
         Arc::make_mut(&mut self.clock).insert_range(writer, 1..=seq);
@@ -312,7 +319,7 @@ impl State {
             }
         }
         if !batch.is_empty() {
-            self.storage.commit(batch)?;
+            self.commit(batch)?;
             self.writers = Arc::new(writers);
         }
         Ok(())
@@ -427,7 +434,7 @@ impl State {
             batch.put(Table::Meta, META_LAST_WRITER, last_writer_row(ord, true));
         }
         if !batch.is_empty() {
-            self.storage.commit(batch)?;
+            self.commit(batch)?;
         }
         Ok(())
     }
@@ -470,9 +477,15 @@ impl State {
         }
     }
 
+    fn commit(&mut self, batch: Batch) -> Result<(), StorageError> {
+        self.storage.commit(batch)?;
+        self.commits += 1;
+        Ok(())
+    }
+
     /// Commits a batch for which the clock in memory has grown already.
     fn commit_grown(&mut self, batch: Batch) -> Result<(), StateError> {
-        let Err(error) = self.storage.commit(batch) else {
+        let Err(error) = self.commit(batch) else {
             return Ok(());
         };
         let own = self.current.and_then(|writer| {
@@ -588,14 +601,22 @@ impl<'a> Edit<'a> {
     }
 }
 
-/// Sums up all records of a snapshot. Takes as long as reading everything.
-pub fn scan_tally(snapshot: &dyn Snapshot, writers: &Writers) -> Result<Tally, StateError> {
+/// Sums up all records of a snapshot, which takes as long as reading everything; `None` if
+/// `goes_on`, asked before each record, answers false.
+pub fn scan_tally(
+    snapshot: &dyn Snapshot,
+    writers: &Writers,
+    goes_on: impl Fn() -> bool,
+) -> Result<Option<Tally>, StateError> {
     let mut tally = Tally::default();
     for entry in snapshot.range(Table::Data, Bound::Unbounded, Bound::Unbounded) {
+        if !goes_on() {
+            return Ok(None);
+        }
         let (key, row) = entry?;
         tally.add(read_record(Some(row), &key, writers)?.tally(&key));
     }
-    Ok(tally)
+    Ok(Some(tally))
 }
 
 /// Decodes a row of the data table; no row is an empty record.

@@ -1,1 +1,26 @@
-//! x
+//! An embedded, ordered key-value store that keeps itself equal to its peers.
+mod discovery;
+mod transport;
+mod driver;
+mod error;
+mod event_hub;
+mod group_sync;
+mod options;
+mod range;
+mod secret;
+mod shared;
+mod status;
+pub mod storage;
+mod system_clock;
+mod transaction;
+mod db;
+pub use db::{Batch, Db, Snapshot};
+pub use error::Error;
+pub use event_hub::Events;
+pub use options::{Durability, Options};
+pub use range::{Conflicts, Range};
+pub use secret::Secret;
+pub use status::{PeerStatus, Status, SyncState};
+pub use transaction::Transaction;
+pub use level_replicator_core::resolver::{Resolver, Sibling};
+pub use level_replicator_core::event::{Discovery, Event, Origin, Peer};

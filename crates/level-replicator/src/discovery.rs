@@ -1,0 +1,4 @@
+//! Finding peers that nobody named.
+
+pub(crate) mod lan;
+pub(crate) mod multicast;

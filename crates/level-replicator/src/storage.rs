@@ -1,0 +1,3 @@
+//! Engines that hold a replica on disk.
+
+pub mod fjall;

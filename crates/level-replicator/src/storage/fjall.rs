@@ -1,0 +1,467 @@
+//! A replica's tables on disk, kept by the pure-Rust engine fjall.
+//!
+//! The rule: what [`Storage::commit`] acknowledged survives the end of the process, and once a write
+//! has failed nothing is written until the directory is opened again.
+//!
+//! All tables share one keyspace of the engine, each key behind a byte that is the number of its
+//! table: with several keyspaces the engine's workers can block each other for good.
+
+mod directory;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fjall::{AbstractTree as _, Readable as _};
+use level_replicator_core::storage::{
+    Batch, Change, Entries, Snapshot, Storage, StorageError, StorageStats, Table,
+};
+
+pub use directory::OpenError;
+use directory::{DataDirectory, Engine, Lock, empty_journal};
+
+/// With fewer than three workers the engine can stop flushing for good.
+const WORKER_THREADS: usize = 4;
+
+/// The engine counts lengths in 16 bits, and the table's number takes one byte.
+const KEY_LEN_MAX: usize = u16::MAX as usize - 1;
+
+/// The engine counts lengths in 32 bits.
+const VALUE_LEN_MAX: usize = u32::MAX as usize;
+
+/// Commits wait here, one short of the limit at which the engine itself would wait, because the
+/// engine waits without noticing that its workers have failed.
+const SEALED_MEMTABLES_MAX: usize = 3;
+
+/// Likewise: the engine waits at 30, and every sealed memtable can become another run meanwhile.
+const FIRST_LEVEL_RUNS_MAX: usize = 25;
+
+/// How often a waiting thread looks again.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+
+/// How long [`Storage::close`] waits for a flush, which only spares the next open some work.
+const CLOSE_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// How long the workers of a failed engine may take to let go of its journal.
+const FAILED_WORKERS_GRACE: Duration = Duration::from_millis(100);
+
+/// How a [`FjallStorage`] uses memory.
+#[derive(Debug, Clone)]
+pub struct FjallOptions {
+    /// Bytes of table blocks kept in memory. Default: 64 MiB.
+    pub cache_bytes: u64,
+}
+
+impl Default for FjallOptions {
+    fn default() -> FjallOptions {
+        FjallOptions {
+            cache_bytes: 64 << 20,
+        }
+    }
+}
+
+/// Tables in a directory that belongs to this storage alone.
+///
+/// The directory stays locked until the storage and all its snapshots and ranges are dropped.
+/// Dropping waits for the engine's threads, so the directory can be opened again at once.
+///
+/// Snapshots may be held for long; what they see stays on disk as long, and so does all that was
+/// replaced since. It is not a cache: values are handed out as parts of the engine's blocks, so a
+/// kept value keeps its block in memory; copy what must be kept for long.
+pub struct FjallStorage {
+    shared: Arc<Shared>,
+}
+
+/// What snapshots and ranges keep alive.
+///
+/// Dropped in this order: the database stops its workers; the keyspace then holds the last handle of
+/// the journal and closes it; only then may another take the lock.
+struct Shared {
+    engine: Option<Engine>,
+    /// The first write that failed.
+    failure: OnceLock<Failure>,
+    _lock: Lock,
+}
+
+impl FjallStorage {
+    /// Opens the database in `directory`, creating it where there is nothing or an empty directory.
+    ///
+    /// # Errors
+    ///
+    /// See [`OpenError`]. Nothing is written to a directory that holds something else.
+    pub fn open(directory: &Path, options: &FjallOptions) -> Result<FjallStorage, OpenError> {
+        let (lock, engine) = DataDirectory::lock(directory)?.open(options)?;
+        Ok(FjallStorage {
+            shared: Arc::new(Shared {
+                engine: Some(engine),
+                failure: OnceLock::new(),
+                _lock: lock,
+            }),
+        })
+    }
+
+    fn fjall_snapshot(&self) -> FjallSnapshot {
+        FjallSnapshot {
+            snapshot: self.shared.engine().database.snapshot(),
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl Storage for FjallStorage {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        // Only a snapshot is safe from seeing a part of a batch that is being committed.
+        let engine = self.shared.engine();
+        get(engine, &engine.database.snapshot(), table, key)
+    }
+
+    fn snapshot(&self) -> Arc<dyn Snapshot> {
+        Arc::new(self.fjall_snapshot())
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StorageError> {
+        const ACTION: &str = "commit a batch";
+        if batch.is_empty() {
+            return Ok(());
+        }
+        for change in batch.changes() {
+            check_lengths(change).map_err(|error| StorageError::new(ACTION, error))?;
+        }
+
+        self.shared.wait_for_room(ACTION)?;
+
+        let engine = self.shared.engine();
+        let changes = batch.into_changes();
+        let mut writes =
+            fjall::OwnedWriteBatch::with_capacity(engine.database.clone(), changes.len())
+                .durability(Some(fjall::PersistMode::Buffer));
+        for Change { table, key, value } in changes {
+            let key = stored_key(table, &key);
+            match value {
+                Some(value) => writes.insert(&engine.keyspace, key, value),
+                None => writes.remove(&engine.keyspace, key),
+            }
+        }
+        self.shared.check_write(ACTION, writes.commit())
+    }
+
+    fn sync(&self) -> Result<(), StorageError> {
+        const ACTION: &str = "sync the journal to disk";
+        self.shared.check_failure(ACTION)?;
+        let persisted = (self.shared.engine().database).persist(fjall::PersistMode::SyncAll);
+        self.shared.check_write(ACTION, persisted)
+    }
+
+    fn close(&self) -> Result<(), StorageError> {
+        const ACTION: &str = "flush before closing";
+        self.shared.check_failure(ACTION)?;
+        let keyspace = &self.shared.engine().keyspace;
+        self.shared
+            .check_write(ACTION, keyspace.rotate_memtable().map(drop))?;
+
+        let deadline = Instant::now() + CLOSE_WAIT_MAX;
+        let is_flushed = (self.shared).wait_until(ACTION, Some(deadline), |tree| {
+            tree.sealed_memtable_count() == 0
+        })?;
+        if !is_flushed {
+            tracing::warn!("the flush takes long; the next open will replay the journal instead");
+        }
+        self.sync()
+    }
+
+    fn stats(&self) -> StorageStats {
+        let database = &self.shared.engine().database;
+        let mut stats = StorageStats::default();
+        stats.disk_bytes = database.disk_space().ok();
+        stats.write_buffer_bytes = Some(database.write_buffer_size());
+        stats.journal_bytes = database.journal_disk_space().ok();
+        stats
+    }
+}
+
+impl Shared {
+    fn engine(&self) -> &Engine {
+        self.engine
+            .as_ref()
+            .expect("the engine is there until the storage is dropped")
+    }
+
+    /// Notes the first write that failed, after which the engine's journal may end in half a batch.
+    fn check_write(
+        &self,
+        action: &'static str,
+        outcome: fjall::Result<()>,
+    ) -> Result<(), StorageError> {
+        let Err(error) = outcome else {
+            return Ok(());
+        };
+        let failure = self.failure.get_or_init(|| Failure::new(error));
+        tracing::error!(%failure, "cannot {action}");
+        Err(StorageError::new(action, failure.clone()))
+    }
+
+    /// Refuses what comes after a failed write.
+    fn check_failure(&self, action: &'static str) -> Result<(), StorageError> {
+        match self.failure.get() {
+            Some(failure) => Err(StorageError::new(action, failure.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits while the engine is behind with flushing and merging.
+    fn wait_for_room(&self, action: &'static str) -> Result<(), StorageError> {
+        self.check_failure(action)?;
+        self.wait_until(action, None, |tree| {
+            tree.sealed_memtable_count() < SEALED_MEMTABLES_MAX
+                && tree.l0_run_count() < FIRST_LEVEL_RUNS_MAX
+        })
+        .map(drop)
+    }
+
+    /// Waits for the engine's workers; false when the deadline passed first.
+    fn wait_until(
+        &self,
+        action: &'static str,
+        deadline: Option<Instant>,
+        is_done: impl Fn(&fjall::AnyTree) -> bool,
+    ) -> Result<bool, StorageError> {
+        let Engine {
+            database, keyspace, ..
+        } = self.engine();
+        while !is_done(&keyspace.tree) {
+            if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                return Ok(false);
+            }
+            // Dead workers make no room; this call, otherwise idle, says whether they live.
+            self.check_write(action, database.persist(fjall::PersistMode::Buffer))?;
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        Ok(true)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let Some(engine) = self.engine.take() else {
+            return;
+        };
+        let Engine {
+            directory,
+            database,
+            keyspace,
+        } = engine;
+        let has_failed = database.persist(fjall::PersistMode::Buffer).is_err();
+        // What was committed went to the journal and the memtable, so with no memtable left nothing
+        // is in the journal alone.
+        let is_flushed = keyspace.tree.sealed_memtable_count() == 0
+            && keyspace.tree.active_memtable().is_empty();
+
+        // Stops the workers. The last of them may hold the journal a moment longer.
+        drop(database);
+
+        // Whoever lets go last writes what is left of a failed batch. Waiting makes that this thread,
+        // which still holds the lock; a journal without failures has nothing left to write.
+        if has_failed {
+            std::thread::sleep(FAILED_WORKERS_GRACE);
+        }
+        drop(keyspace);
+
+        if is_flushed && !has_failed {
+            empty_journal(&directory);
+        }
+    }
+}
+
+struct FjallSnapshot {
+    snapshot: fjall::Snapshot,
+    shared: Arc<Shared>,
+}
+
+impl Snapshot for FjallSnapshot {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        get(self.shared.engine(), &self.snapshot, table, key)
+    }
+
+    fn range(&self, table: Table, start: Bound<&[u8]>, end: Bound<&[u8]>) -> Entries {
+        if is_empty(start, end) {
+            return Box::new(std::iter::empty());
+        }
+        let start = match start {
+            Bound::Unbounded => Bound::Included(StoredKey::new(table, &[])),
+            bounded => bounded.map(|key| StoredKey::new(table, key)),
+        };
+        let end = match end {
+            Bound::Unbounded => Bound::Excluded(StoredKey::end_of(table)),
+            bounded => bounded.map(|key| StoredKey::new(table, key)),
+        };
+        Box::new(FjallRange {
+            entries: (self.snapshot).range(&self.shared.engine().keyspace, (start, end)),
+            _shared: Arc::clone(&self.shared),
+        })
+    }
+}
+
+/// The entries of one table between two bounds.
+struct FjallRange {
+    entries: fjall::Iter,
+    // Dropped last: the files that are read here belong to whoever holds the lock.
+    _shared: Arc<Shared>,
+}
+
+impl Iterator for FjallRange {
+    type Item = Result<(Bytes, Bytes), StorageError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.entries.next().map(entry)
+    }
+}
+
+impl DoubleEndedIterator for FjallRange {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.entries.next_back().map(entry)
+    }
+}
+
+fn get(
+    engine: &Engine,
+    snapshot: &fjall::Snapshot,
+    table: Table,
+    key: &[u8],
+) -> Result<Option<Bytes>, StorageError> {
+    if key.len() > KEY_LEN_MAX {
+        return Ok(None);
+    }
+    let value = snapshot
+        .get(&engine.keyspace, StoredKey::new(table, key))
+        .map_err(|error| StorageError::new("read a key", ReadError(error)))?;
+    Ok(value.map(Bytes::from))
+}
+
+fn entry(guard: fjall::Guard) -> Result<(Bytes, Bytes), StorageError> {
+    let (key, value) = guard
+        .into_inner()
+        .map_err(|error| StorageError::new("read a range", ReadError(error)))?;
+    Ok((Bytes::from(key).slice(1..), Bytes::from(value)))
+}
+
+/// Whether no key can lie between the bounds. Of some such ranges the engine makes a panic.
+fn is_empty(start: Bound<&[u8]>, end: Bound<&[u8]>) -> bool {
+    match (start, end) {
+        (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
+        (Bound::Included(start), Bound::Included(end)) => start > end,
+        (
+            Bound::Included(start) | Bound::Excluded(start),
+            Bound::Included(end) | Bound::Excluded(end),
+        ) => start >= end,
+    }
+}
+
+/// A key behind the number of its table, to be kept by the engine.
+fn stored_key(table: Table, key: &[u8]) -> fjall::Slice {
+    let mut stored = Vec::with_capacity(1 + key.len());
+    stored.push(table as u8);
+    stored.extend_from_slice(key);
+    stored.into()
+}
+
+/// A key behind the number of its table, to be looked up: on the stack unless it is long.
+enum StoredKey {
+    Short { bytes: [u8; 64], len: usize },
+    Long(Vec<u8>),
+}
+
+impl StoredKey {
+    fn new(table: Table, key: &[u8]) -> StoredKey {
+        let len = 1 + key.len();
+        let mut bytes = [0; 64];
+        if len > bytes.len() {
+            let mut long = Vec::with_capacity(len);
+            long.push(table as u8);
+            long.extend_from_slice(key);
+            return StoredKey::Long(long);
+        }
+        bytes[0] = table as u8;
+        bytes[1..len].copy_from_slice(key);
+        StoredKey::Short { bytes, len }
+    }
+
+    /// The first key after all those of a table.
+    fn end_of(table: Table) -> StoredKey {
+        let mut bytes = [0; 64];
+        bytes[0] = table as u8 + 1;
+        StoredKey::Short { bytes, len: 1 }
+    }
+}
+
+impl AsRef<[u8]> for StoredKey {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            StoredKey::Short { bytes, len } => &bytes[..*len],
+            StoredKey::Long(bytes) => bytes,
+        }
+    }
+}
+
+fn check_lengths(change: &Change) -> Result<(), LengthError> {
+    let value_len = change.value.as_ref().map_or(0, Bytes::len);
+    if change.key.len() > KEY_LEN_MAX {
+        return Err(LengthError::Key(change.key.len()));
+    }
+    if value_len > VALUE_LEN_MAX {
+        return Err(LengthError::Value(value_len));
+    }
+    Ok(())
+}
+
+/// The engine cannot hold a change. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+enum LengthError {
+    #[error("key of {0} bytes exceeds the engine's limit of {KEY_LEN_MAX}")]
+    Key(usize),
+    #[error("value of {0} bytes exceeds the engine's limit of {VALUE_LEN_MAX}")]
+    Value(usize),
+}
+
+/// A read failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", describe(.0))]
+struct ReadError(#[source] fjall::Error);
+
+/// The first write that failed. The engine takes no write after it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "{}; no further writes are accepted until the database is opened again: \
+     look for a full or failing disk, then reopen",
+    describe(.source)
+)]
+struct Failure {
+    source: Arc<fjall::Error>,
+}
+
+impl Failure {
+    fn new(error: fjall::Error) -> Failure {
+        Failure {
+            source: Arc::new(error),
+        }
+    }
+}
+
+/// Says in words what the engine says in the names of its types.
+fn describe(error: &fjall::Error) -> String {
+    match error {
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => {
+            error.to_string()
+        }
+        fjall::Error::Poisoned => "a background flush or an earlier write failed".to_owned(),
+        fjall::Error::Locked => "its files are in use by another process".to_owned(),
+        fjall::Error::Storage(fjall::LsmError::ChecksumMismatch { .. }) => {
+            "a table on disk is damaged (checksum mismatch)".to_owned()
+        }
+        fjall::Error::JournalRecovery(error) => format!("the journal is damaged ({error:?})"),
+        other => format!("{other:?}"),
+    }
+}

@@ -1,0 +1,698 @@
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::ops::Bound::{self, Excluded, Included, Unbounded};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tempfile::TempDir;
+
+use super::*;
+
+/// Tells the test process that it is the child of a test, and which directory to write to.
+const CHILD_DIRECTORY: &str = "LEVEL_REPLICATOR_TEST_DIRECTORY";
+
+fn temp() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn try_open(path: &Path) -> Result<FjallStorage, OpenError> {
+    FjallStorage::open(path, &FjallOptions::default())
+}
+
+fn open(path: &Path) -> FjallStorage {
+    try_open(path).unwrap()
+}
+
+fn refusal(path: &Path) -> OpenError {
+    match try_open(path) {
+        Ok(_) => panic!("{} was opened", path.display()),
+        Err(error) => error,
+    }
+}
+
+fn put(storage: &FjallStorage, table: Table, key: &[u8], value: &[u8]) {
+    let mut batch = Batch::default();
+    batch.put(table, key.to_vec(), value.to_vec());
+    storage.commit(batch).unwrap();
+}
+
+fn keys(entries: Entries) -> Vec<Vec<u8>> {
+    entries.map(|entry| entry.unwrap().0.to_vec()).collect()
+}
+
+fn names(path: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_value_comes_back_until_it_is_removed() {
+    let dir = temp();
+    let storage = open(dir.path());
+
+    put(&storage, Table::Data, b"", b"of the empty key");
+    put(&storage, Table::Data, b"key", b"");
+    put(&storage, Table::Data, &[7; 200], &[9; 100_000]);
+
+    let get = |key: &[u8]| storage.get(Table::Data, key).unwrap();
+    assert_eq!(get(b"").unwrap(), "of the empty key");
+    assert_eq!(get(b"key").unwrap(), "");
+    assert_eq!(get(&[7; 200]).unwrap(), vec![9; 100_000]);
+    assert_eq!(get(b"other"), None);
+    assert_eq!(storage.get(Table::Log, b"key").unwrap(), None);
+
+    let mut batch = Batch::default();
+    batch.remove(Table::Data, "key");
+    batch.remove(Table::Data, "other");
+    storage.commit(batch).unwrap();
+    assert_eq!(get(b"key"), None);
+}
+
+#[test]
+fn of_two_changes_of_one_key_the_later_counts() {
+    let dir = temp();
+    let storage = open(dir.path());
+
+    let mut batch = Batch::default();
+    batch.put(Table::Data, "a", "first");
+    batch.put(Table::Data, "a", "second");
+    batch.put(Table::Data, "b", "put");
+    batch.remove(Table::Data, "b");
+    batch.remove(Table::Data, "c");
+    batch.put(Table::Data, "c", "put");
+    storage.commit(batch).unwrap();
+
+    let check = |storage: &FjallStorage| {
+        assert_eq!(storage.get(Table::Data, b"a").unwrap().unwrap(), "second");
+        assert_eq!(storage.get(Table::Data, b"b").unwrap(), None);
+        assert_eq!(storage.get(Table::Data, b"c").unwrap().unwrap(), "put");
+        let all = storage.snapshot().range(Table::Data, Unbounded, Unbounded);
+        assert_eq!(keys(all), [b"a", b"c"]);
+    };
+    check(&storage);
+    drop(storage);
+    let storage = open(dir.path());
+    check(&storage);
+    storage.close().unwrap();
+    check(&storage);
+    drop(storage);
+    check(&open(dir.path()));
+}
+
+#[test]
+fn a_key_or_value_beyond_the_engines_limits_is_refused_and_changes_nothing() {
+    let dir = temp();
+    let storage = open(dir.path());
+    put(&storage, Table::Data, &[1; KEY_LEN_MAX], b"longest");
+
+    let mut batch = Batch::default();
+    batch.put(Table::Data, "other", "value");
+    batch.put(Table::Data, vec![1; KEY_LEN_MAX + 1], "value");
+    let error = storage.commit(batch).unwrap_err();
+
+    assert_eq!(
+        error.to_string(),
+        "cannot commit a batch: key of 65535 bytes exceeds the engine's limit of 65534"
+    );
+    assert_eq!(storage.get(Table::Data, b"other").unwrap(), None);
+    assert_eq!(storage.get(Table::Data, &[1; 70_000]).unwrap(), None);
+    put(
+        &storage,
+        Table::Data,
+        b"after",
+        b"the engine still takes writes",
+    );
+}
+
+#[test]
+fn a_range_keeps_to_its_table_and_its_bounds_from_both_ends() {
+    let dir = temp();
+    let storage = open(dir.path());
+    let stored: [&[u8]; 5] = [b"", b"\0", b"b", b"bb", b"\xff\xff"];
+    for table in Table::ALL {
+        for key in stored {
+            put(&storage, table, key, &[table as u8]);
+        }
+    }
+    let snapshot = storage.snapshot();
+
+    let probes: [&[u8]; 8] = [
+        b"",
+        b"\0",
+        b"a",
+        b"b",
+        b"bb",
+        b"c",
+        b"\xff\xff",
+        b"\xff\xff\xff",
+    ];
+    let mut bounds: Vec<Bound<&[u8]>> = vec![Unbounded];
+    bounds.extend(
+        probes
+            .iter()
+            .flat_map(|&key| [Included(key), Excluded(key)]),
+    );
+    for table in Table::ALL {
+        for &start in &bounds {
+            for &end in &bounds {
+                let mut expected: Vec<&[u8]> = stored.to_vec();
+                expected.retain(|key| {
+                    let after_start = match start {
+                        Included(start) => *key >= start,
+                        Excluded(start) => *key > start,
+                        Unbounded => true,
+                    };
+                    let before_end = match end {
+                        Included(end) => *key <= end,
+                        Excluded(end) => *key < end,
+                        Unbounded => true,
+                    };
+                    after_start && before_end
+                });
+
+                let forward: Vec<_> = (snapshot.range(table, start, end))
+                    .map(|entry| entry.unwrap())
+                    .collect();
+                assert!(forward.iter().all(|(_, value)| value[..] == [table as u8]));
+                assert!(
+                    forward
+                        .iter()
+                        .map(|(key, _)| &key[..])
+                        .eq(expected.iter().copied())
+                );
+
+                let backward = snapshot.range(table, start, end).rev();
+                let backward: Vec<_> = backward.map(|entry| entry.unwrap().0).collect();
+                assert!(backward.iter().rev().eq(expected.iter()));
+
+                let mut both = snapshot.range(table, start, end);
+                let mut met = 0;
+                while both.next().is_some() {
+                    met += 1;
+                    met += usize::from(both.next_back().is_some());
+                }
+                assert_eq!(met, expected.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_and_its_ranges_see_one_moment_while_the_engine_flushes_and_merges() {
+    let dir = temp();
+    let storage = open(dir.path());
+    for number in 0..1_000_u32 {
+        put(&storage, Table::Data, &number.to_be_bytes(), b"before");
+    }
+    let snapshot = storage.snapshot();
+    let mut range = snapshot.range(Table::Data, Unbounded, Unbounded);
+    assert!(range.next().is_some());
+
+    for round in 0..6 {
+        for number in 0..1_000_u32 {
+            let mut batch = Batch::default();
+            if (number + round) % 3 == 0 {
+                batch.remove(Table::Data, number.to_be_bytes().to_vec());
+            } else {
+                batch.put(Table::Data, number.to_be_bytes().to_vec(), "after");
+            }
+            storage.commit(batch).unwrap();
+        }
+        storage.close().unwrap();
+    }
+    storage.shared.engine().keyspace.major_compact().unwrap();
+
+    assert_eq!(
+        range
+            .filter(|entry| entry.as_ref().unwrap().1 == "before")
+            .count(),
+        999
+    );
+    let again = snapshot.range(Table::Data, Unbounded, Unbounded);
+    assert!(
+        again
+            .map(|entry| entry.unwrap())
+            .all(|(_, value)| value == "before")
+    );
+    for number in 0..1_000_u32 {
+        let value = snapshot.get(Table::Data, &number.to_be_bytes()).unwrap();
+        assert_eq!(value.unwrap(), "before");
+    }
+}
+
+#[test]
+fn no_reader_sees_half_a_batch() {
+    const KEYS: usize = 20;
+    let dir = temp();
+    let storage = open(dir.path());
+    let commit = |round: u32| {
+        let mut batch = Batch::default();
+        for key in 0..KEYS as u8 {
+            batch.put(Table::Data, vec![key], "overwritten in the same batch");
+            batch.put(Table::Data, vec![key], round.to_be_bytes().to_vec());
+        }
+        storage.commit(batch).unwrap();
+    };
+    commit(0);
+    let is_done = AtomicBool::new(false);
+
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut last = Bytes::new();
+            while !is_done.load(Ordering::Relaxed) {
+                let snapshot = storage.snapshot();
+                let entries: Vec<_> = snapshot
+                    .range(Table::Data, Unbounded, Unbounded)
+                    .map(|entry| entry.unwrap().1)
+                    .collect();
+                assert_eq!(entries.len(), KEYS);
+                assert!(entries.iter().all(|value| *value == entries[0]));
+                assert!(entries[0] >= last);
+                last = entries[0].clone();
+                let single = storage.get(Table::Data, &[3]).unwrap().unwrap();
+                assert_eq!(single.len(), 4);
+                assert!(single >= last);
+            }
+        });
+        for round in 1..5_000 {
+            commit(round);
+        }
+        is_done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn everything_is_there_after_reopening_whether_closed_or_dropped() {
+    let dir = temp();
+    for round in 0..6_u32 {
+        let storage = open(&dir.path().join("missing/parents"));
+        for earlier in 0..round {
+            let value = storage.get(Table::Data, &earlier.to_be_bytes()).unwrap();
+            assert_eq!(value.unwrap(), vec![earlier as u8; 1_000]);
+        }
+        put(
+            &storage,
+            Table::Data,
+            &round.to_be_bytes(),
+            &[round as u8; 1_000],
+        );
+        if round % 2 == 0 {
+            storage.close().unwrap();
+            assert_eq!(storage.stats().write_buffer_bytes, Some(0));
+        }
+        assert!(storage.stats().disk_bytes.unwrap() > 0);
+        assert!(storage.stats().journal_bytes.is_some());
+    }
+}
+
+#[test]
+fn a_database_that_was_dropped_under_load_opens_again_at_once() {
+    let dir = temp();
+    for round in 0..100_u32 {
+        let storage = open(dir.path());
+        if round > 0 {
+            let value = storage
+                .get(Table::Data, &(round - 1).to_be_bytes())
+                .unwrap();
+            assert!(value.is_some());
+        }
+        for number in 0..20_u32 {
+            put(
+                &storage,
+                Table::Log,
+                &(round * 20 + number).to_be_bytes(),
+                &[1; 5_000],
+            );
+        }
+        put(&storage, Table::Data, &round.to_be_bytes(), b"value");
+        // A flush that is not waited for, a snapshot and a range that live longer than the storage.
+        storage.shared.engine().keyspace.rotate_memtable().unwrap();
+        let snapshot = storage.snapshot();
+        let mut range = snapshot.range(Table::Log, Unbounded, Unbounded);
+        range.next();
+        drop(storage);
+        drop(snapshot);
+        assert!(matches!(refusal(dir.path()), OpenError::Locked { .. }));
+        assert!(range.next_back().unwrap().is_ok());
+    }
+}
+
+#[test]
+fn a_second_opener_is_refused_at_once() {
+    let dir = temp();
+    let storage = open(dir.path());
+
+    let error = refusal(dir.path());
+
+    assert!(matches!(&error, OpenError::Locked { path } if path == dir.path()));
+    put(&storage, Table::Data, b"key", b"the first is not disturbed");
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let dir = temp();
+    drop(open(dir.path()));
+    fs::write(
+        dir.path().join("FORMAT"),
+        "level-replicator 7\n3.1.4\nmore\n",
+    )
+    .unwrap();
+
+    let error = refusal(dir.path());
+
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "{} has format 7, written by version 3.1.4; this version reads formats up to 1: \
+             use version 3.1.4 or later",
+            dir.path().display()
+        )
+    );
+}
+
+#[test]
+fn a_format_file_that_says_nothing_is_refused() {
+    for text in [
+        "",
+        "\n",
+        "garbage",
+        "level-replicator",
+        "level-replicator -1",
+        "level-replicator 0",
+    ] {
+        let dir = temp();
+        drop(open(dir.path()));
+        fs::write(dir.path().join("FORMAT"), text).unwrap();
+        assert!(
+            matches!(refusal(dir.path()), OpenError::NotADatabase { .. }),
+            "{text}"
+        );
+    }
+    let dir = temp();
+    drop(open(dir.path()));
+    fs::write(dir.path().join("FORMAT"), [0xff; 100_000]).unwrap();
+    assert!(matches!(
+        refusal(dir.path()),
+        OpenError::NotADatabase { .. }
+    ));
+}
+
+#[test]
+fn a_directory_that_holds_something_else_is_refused_and_left_as_it_was() {
+    for holding in [
+        &["notes.txt"][..],
+        &["CURRENT", "LOCK"],
+        &["engine"],
+        &["engine", "LOCK"],
+    ] {
+        let dir = temp();
+        for name in holding {
+            fs::write(dir.path().join(name), "mine").unwrap();
+        }
+
+        let error = refusal(dir.path());
+
+        assert!(matches!(&error, OpenError::NotADatabase { .. }), "{error}");
+        assert!(
+            error
+                .to_string()
+                .starts_with(&dir.path().display().to_string())
+        );
+        let mut expected = holding.to_vec();
+        expected.sort();
+        assert_eq!(names(dir.path()), expected);
+        for name in holding {
+            assert_eq!(fs::read(dir.path().join(name)).unwrap(), b"mine");
+        }
+    }
+}
+
+#[test]
+fn a_file_is_no_directory() {
+    let dir = temp();
+    let file = dir.path().join("file");
+    fs::write(&file, "text").unwrap();
+
+    assert!(matches!(refusal(&file), OpenError::NotADatabase { .. }));
+    let error = refusal(&file.join("below"));
+    assert!(matches!(&error, OpenError::Io { .. }), "{error}");
+    assert_eq!(fs::read(&file).unwrap(), b"text");
+}
+
+#[test]
+fn a_creation_that_was_cut_short_anywhere_is_taken_up_again() {
+    type Cut = fn(&Path);
+    let cuts: [Cut; 7] = [
+        |path| fs::create_dir_all(path).unwrap(),
+        |path| {
+            fs::create_dir_all(path).unwrap();
+            fs::write(path.join("LOCK"), "").unwrap();
+        },
+        |path| {
+            fs::create_dir_all(path.join("engine.new")).unwrap();
+            fs::write(path.join("LOCK"), "").unwrap();
+            fs::write(path.join("engine.new/0.jnl"), "half").unwrap();
+        },
+        |path| {
+            drop(open(path));
+            fs::rename(path.join("engine"), path.join("engine.new")).unwrap();
+            fs::write(path.join("FORMAT.new"), "level-repl").unwrap();
+            fs::remove_file(path.join("FORMAT")).unwrap();
+        },
+        |path| {
+            drop(open(path));
+            fs::rename(path.join("engine"), path.join("engine.new")).unwrap();
+        },
+        |path| {
+            drop(open(path));
+            fs::remove_file(path.join("LOCK")).unwrap();
+        },
+        |path| fs::create_dir_all(path.join("lost+found")).unwrap(),
+    ];
+    for (number, cut) in cuts.into_iter().enumerate() {
+        let dir = temp();
+        let path = dir.path().join("database");
+        cut(&path);
+
+        let storage = try_open(&path).unwrap_or_else(|error| panic!("cut {number}: {error}"));
+        put(&storage, Table::Data, b"key", b"value");
+        drop(storage);
+
+        let value = open(&path).get(Table::Data, b"key").unwrap();
+        assert_eq!(value.unwrap(), "value");
+        let mut left = names(&path);
+        left.retain(|name| name != "lost+found");
+        assert_eq!(left, ["FORMAT", "LOCK", "engine"]);
+    }
+}
+
+#[test]
+fn a_database_without_its_engine_is_not_taken_for_a_new_one() {
+    let dir = temp();
+    drop(open(dir.path()));
+    fs::remove_dir_all(dir.path().join("engine")).unwrap();
+    assert!(matches!(
+        refusal(dir.path()),
+        OpenError::NotADatabase { .. }
+    ));
+}
+
+#[test]
+fn the_format_file_names_the_format_and_the_version_that_wrote_it() {
+    let dir = temp();
+    drop(open(dir.path()));
+    let text = fs::read_to_string(dir.path().join("FORMAT")).unwrap();
+    assert_eq!(
+        text,
+        format!("level-replicator 1\n{}\n", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+/// This test process again, as a child that runs one of the tests below under a shell's limits.
+fn child(test: &str, directory: &Path, limits: &str) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .arg("-c")
+        .arg(format!("{limits} exec \"$0\" \"$@\""))
+        .arg(std::env::current_exe().unwrap())
+        .args([test, "--ignored", "--nocapture", "--test-threads=1"])
+        .env(CHILD_DIRECTORY, directory)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    command
+}
+
+/// A batch that says its number in two tables, with values that do not compress.
+fn numbered_batch(number: u64) -> Batch {
+    let mut batch = Batch::default();
+    let noise = || {
+        std::iter::repeat_with(|| fastrand::u8(..))
+            .take(3_000)
+            .collect::<Vec<u8>>()
+    };
+    batch.put(Table::Data, number.to_be_bytes().to_vec(), noise());
+    batch.put(Table::Log, number.to_be_bytes().to_vec(), noise());
+    batch
+}
+
+/// How many numbered batches there are: all from 0 on, each whole.
+fn count_numbered_batches(storage: &FjallStorage) -> u64 {
+    let snapshot = storage.snapshot();
+    let data = keys(snapshot.range(Table::Data, Unbounded, Unbounded));
+    let log = keys(snapshot.range(Table::Log, Unbounded, Unbounded));
+    assert_eq!(data, log);
+    let numbers = (0..data.len() as u64).map(|number| number.to_be_bytes().to_vec());
+    assert!(numbers.eq(data.iter().cloned()));
+    data.len() as u64
+}
+
+fn acknowledged(line: &str) -> Option<u64> {
+    line.strip_prefix("acknowledged ")?.parse().ok()
+}
+
+#[test]
+#[ignore = "the child of other tests"]
+fn child_writes_until_it_is_stopped_or_a_write_fails() {
+    let Some(directory) = std::env::var_os(CHILD_DIRECTORY) else {
+        return;
+    };
+    let storage = open(Path::new(&directory));
+    let mut number = count_numbered_batches(&storage);
+    println!();
+    let error = loop {
+        if let Err(error) = storage.commit(numbered_batch(number)) {
+            break error;
+        }
+        number += 1;
+        println!("acknowledged {number}");
+    };
+
+    println!("failed {error}");
+    assert_eq!(count_numbered_batches(&storage), number);
+    println!("reads work");
+    println!(
+        "again {}",
+        storage.commit(numbered_batch(number)).unwrap_err()
+    );
+    println!("sync {}", storage.sync().unwrap_err());
+    println!("close {}", storage.close().unwrap_err());
+    drop(storage);
+    println!("dropped");
+}
+
+const CHILD: &str = "child_writes_until_it_is_stopped_or_a_write_fails";
+
+#[test]
+fn a_killed_process_loses_no_acknowledged_commit() {
+    let dir = temp();
+    let mut known = 0;
+    for round in 0..5 {
+        let mut process = child(CHILD, dir.path(), "").spawn().unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let enough = known + 200 + round * 777;
+        while known < enough {
+            if let Some(number) = acknowledged(&lines.next().unwrap().unwrap()) {
+                known = number;
+            }
+        }
+        process.kill().unwrap();
+        process.wait().unwrap();
+        known = lines
+            .filter_map(|line| acknowledged(&line.unwrap()))
+            .last()
+            .unwrap_or(known);
+
+        let storage = open(dir.path());
+        let found = count_numbered_batches(&storage);
+        assert!(found >= known, "{known} acknowledged, {found} found");
+        known = found;
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_failed_write_ends_all_writing_and_loses_nothing_that_was_acknowledged() {
+    let dir = temp();
+    drop(open(dir.path()));
+    let mut known = 0;
+    for blocks in [100, 1_001, 5_003, 9_999, 40_000] {
+        let limits = format!("trap '' XFSZ; ulimit -f {blocks};");
+        let output = child(CHILD, dir.path(), &limits).output().unwrap();
+        let output = String::from_utf8(output.stdout).unwrap();
+        known = output
+            .lines()
+            .filter_map(acknowledged)
+            .last()
+            .unwrap_or(known);
+        let said = |what: &str| {
+            let line = output.lines().find(|line| line.starts_with(what));
+            line.unwrap_or_default().to_owned()
+        };
+        assert!(said("failed").contains("File too large"));
+        assert!(said("again").contains("no further writes are accepted until"));
+        assert_eq!(said("reads work"), "reads work");
+        assert_eq!(said("dropped"), "dropped");
+
+        let storage = open(dir.path());
+        let found = count_numbered_batches(&storage);
+        // The batch that failed may have been completed when the engine was dropped.
+        assert!(
+            found == known || found == known + 1,
+            "{known} acknowledged, {found} found"
+        );
+        known = found;
+    }
+}
+
+#[test]
+fn later_writes_count_after_a_close_that_emptied_the_journal() {
+    let dir = temp();
+    for round in 0..8_u32 {
+        let storage = open(dir.path());
+        let value = storage.get(Table::Data, b"key").unwrap();
+        if round % 4 == 0 {
+            assert_eq!(value, None);
+        } else {
+            assert_eq!(value.unwrap(), (round - 1).to_be_bytes().to_vec());
+        }
+        put(&storage, Table::Data, b"key", b"replaced at once");
+        let mut batch = Batch::default();
+        match round % 4 {
+            3 => batch.remove(Table::Data, "key"),
+            _ => batch.put(Table::Data, "key", round.to_be_bytes().to_vec()),
+        }
+        storage.commit(batch).unwrap();
+        storage.close().unwrap();
+        if round % 3 == 0 {
+            storage.shared.engine().keyspace.major_compact().unwrap();
+        }
+        if round % 2 == 0 {
+            put(
+                &storage,
+                Table::Log,
+                &round.to_be_bytes(),
+                b"after the close",
+            );
+        }
+        drop(storage);
+
+        let journal_bytes: u64 = fs::read_dir(dir.path().join("engine"))
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| entry.path().extension().is_some_and(|name| name == "jnl"))
+            .map(|entry| entry.metadata().unwrap().len())
+            .sum();
+        assert_eq!(journal_bytes == 0, round % 2 == 1, "round {round}");
+    }
+    let log = open(dir.path())
+        .snapshot()
+        .range(Table::Log, Unbounded, Unbounded);
+    assert_eq!(keys(log).len(), 4);
+}

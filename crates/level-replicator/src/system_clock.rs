@@ -1,0 +1,37 @@
+//! The clocks of this machine, read once per call of the core.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use level_replicator_core::clock::Now;
+
+/// Tells the time from the moment it was made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SystemClock {
+    start: Instant,
+}
+
+impl SystemClock {
+    pub(crate) fn start() -> SystemClock {
+        SystemClock {
+            start: Instant::now(),
+        }
+    }
+
+    /// Both clocks as the core wants them. A wall clock before 1970 counts as 1970.
+    pub(crate) fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        Now {
+            wall_us: micros(wall.unwrap_or_default()),
+            steady_us: micros(self.start.elapsed()),
+        }
+    }
+
+    /// The moment at which the steady clock shows `steady_us`.
+    pub(crate) fn instant(&self, steady_us: u64) -> Instant {
+        self.start + Duration::from_micros(steady_us)
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -13,12 +13,12 @@ use level_replicator_core::address::Address;
 use level_replicator_core::clock::{Dot, Now};
 use level_replicator_core::config::Config;
 use level_replicator_core::event::Event;
-use level_replicator_core::record::{Op, Record};
+use level_replicator_core::record::{Op, Record, Tally};
 use level_replicator_core::replica::{Input, Output, Replica};
 use level_replicator_core::resolver::Resolver;
 use level_replicator_core::session::{LinkId, PeerError};
 use level_replicator_core::storage::memory::MemoryStorage;
-use level_replicator_core::state::{State, scan_tally};
+use level_replicator_core::state::State;
 use level_replicator_core::storage::{Storage, Table};
 
 /// One side of a link: whose, and what that side calls it.
@@ -202,9 +202,11 @@ impl Cluster {
 
     /// Sums up what a replica holds, as is done in the background after an unclean end.
     pub(crate) fn scan_tally(&mut self, node: usize) {
+        let mut tally = Tally::default();
+        for (key, record) in self.contents(node) {
+            tally.add(record.tally(&key));
+        }
         let state = self.node(node).replica.state_mut();
-        let snapshot = state.storage().snapshot();
-        let tally = scan_tally(&*snapshot, state.writers()).expect("good records");
         let since = state.tally_change();
         state.set_tally_base(tally, since);
     }
@@ -451,7 +453,7 @@ impl Cluster {
         let running = self.nodes[node].as_ref().expect("it runs");
         let state = running.replica.state();
         let mut expected = BTreeMap::new();
-        let mut tally = level_replicator_core::record::Tally::default();
+        let mut tally = Tally::default();
         for (key, record) in self.contents(node) {
             tally.add(record.tally(&key));
             for version in &record.live {

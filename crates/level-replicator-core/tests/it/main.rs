@@ -2,3 +2,5 @@
 
 mod cluster;
 mod conversation;
+mod history;
+mod random_schedules;

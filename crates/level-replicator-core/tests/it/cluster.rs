@@ -337,6 +337,17 @@ impl Cluster {
     }
 
     fn deliver(&mut self, end: End, parcel: Parcel) {
+        if std::env::var_os("TRACE").is_some() {
+            if let Parcel::Bytes(bytes) = &parcel {
+                let mut r = level_replicator_core::frame::FrameReader::default();
+                r.push(bytes);
+                while let Ok(Some(f)) = r.next_frame() {
+                    let m = level_replicator_core::message::Message::decode(f);
+                    let m = format!("{m:?}");
+                    eprintln!("{end:?} <- {:?}: {}", self.ends.get(&end), m.chars().take(1500).collect::<String>());
+                }
+            } else { eprintln!("{end:?} closed"); }
+        }
         match parcel {
             Parcel::Bytes(bytes) => self.input(end.0, Input::Received(end.1, bytes)),
             Parcel::Closed => {

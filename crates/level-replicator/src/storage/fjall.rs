@@ -12,7 +12,7 @@ mod tests;
 
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -69,9 +69,11 @@ impl Default for FjallOptions {
 /// The directory stays locked until the storage and all its snapshots and ranges are dropped.
 /// Dropping waits for the engine's threads, so the directory can be opened again at once.
 ///
-/// Snapshots may be held for long; what they see stays on disk as long, and so does all that was
-/// replaced since. It is not a cache: values are handed out as parts of the engine's blocks, so a
-/// kept value keeps its block in memory; copy what must be kept for long.
+/// A snapshot may be held for long: it only keeps on disk what was replaced since. A value is handed
+/// out as a part of the engine's block and keeps that block in memory: copy what is kept for long.
+///
+/// After a failed write reads go on, and writes are refused until the directory is opened again. The
+/// batch that failed is not seen before that; opened again, the database has it whole or not at all.
 pub struct FjallStorage {
     shared: Arc<Shared>,
 }
@@ -82,6 +84,11 @@ pub struct FjallStorage {
 /// the journal and closes it; only then may another take the lock.
 struct Shared {
     engine: Option<Engine>,
+    /// Held for writing during a commit, and for reading while a snapshot is taken.
+    ///
+    /// The engine means to hide a batch until it is whole, but a flush or a merge that ends meanwhile
+    /// shows it early.
+    commit: RwLock<()>,
     /// The first write that failed.
     failure: OnceLock<Failure>,
     _lock: Lock,
@@ -98,29 +105,26 @@ impl FjallStorage {
         Ok(FjallStorage {
             shared: Arc::new(Shared {
                 engine: Some(engine),
+                commit: RwLock::new(()),
                 failure: OnceLock::new(),
                 _lock: lock,
             }),
         })
     }
-
-    fn fjall_snapshot(&self) -> FjallSnapshot {
-        FjallSnapshot {
-            snapshot: self.shared.engine().database.snapshot(),
-            shared: Arc::clone(&self.shared),
-        }
-    }
 }
 
 impl Storage for FjallStorage {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        // Only a snapshot is safe from seeing a part of a batch that is being committed.
+        // Outside a snapshot a read sees parts of the batch that is being committed.
         let engine = self.shared.engine();
-        get(engine, &engine.database.snapshot(), table, key)
+        get(engine, &self.shared.snapshot(), table, key)
     }
 
     fn snapshot(&self) -> Arc<dyn Snapshot> {
-        Arc::new(self.fjall_snapshot())
+        Arc::new(FjallSnapshot {
+            snapshot: self.shared.snapshot(),
+            shared: Arc::clone(&self.shared),
+        })
     }
 
     fn commit(&self, batch: Batch) -> Result<(), StorageError> {
@@ -146,7 +150,13 @@ impl Storage for FjallStorage {
                 None => writes.remove(&engine.keyspace, key),
             }
         }
-        self.shared.check_write(ACTION, writes.commit())
+
+        let outcome = {
+            let _no_snapshots =
+                (self.shared.commit.write()).unwrap_or_else(PoisonError::into_inner);
+            writes.commit()
+        };
+        self.shared.check_write(ACTION, outcome)
     }
 
     fn sync(&self) -> Result<(), StorageError> {
@@ -188,6 +198,11 @@ impl Shared {
         self.engine
             .as_ref()
             .expect("the engine is there until the storage is dropped")
+    }
+
+    fn snapshot(&self) -> fjall::Snapshot {
+        let _no_commit = self.commit.read().unwrap_or_else(PoisonError::into_inner);
+        self.engine().database.snapshot()
     }
 
     /// Notes the first write that failed, after which the engine's journal may end in half a batch.
@@ -290,14 +305,7 @@ impl Snapshot for FjallSnapshot {
         if is_empty(start, end) {
             return Box::new(std::iter::empty());
         }
-        let start = match start {
-            Bound::Unbounded => Bound::Included(StoredKey::new(table, &[])),
-            bounded => bounded.map(|key| StoredKey::new(table, key)),
-        };
-        let end = match end {
-            Bound::Unbounded => Bound::Excluded(StoredKey::end_of(table)),
-            bounded => bounded.map(|key| StoredKey::new(table, key)),
-        };
+        let (start, end) = stored_bounds(table, start, end);
         Box::new(FjallRange {
             entries: (self.snapshot).range(&self.shared.engine().keyspace, (start, end)),
             _shared: Arc::clone(&self.shared),
@@ -366,6 +374,33 @@ fn stored_key(table: Table, key: &[u8]) -> fjall::Slice {
     stored.push(table as u8);
     stored.extend_from_slice(key);
     stored.into()
+}
+
+/// The engine's bounds for a range of a table.
+///
+/// No stored key is longer than the longest prefix of a bound that is too long for the engine, so
+/// those above that prefix are exactly those above the bound.
+fn stored_bounds(
+    table: Table,
+    start: Bound<&[u8]>,
+    end: Bound<&[u8]>,
+) -> (Bound<StoredKey>, Bound<StoredKey>) {
+    let start = match start {
+        Bound::Unbounded => Bound::Included(&[][..]),
+        Bound::Included(key) | Bound::Excluded(key) if key.len() > KEY_LEN_MAX => {
+            Bound::Excluded(&key[..KEY_LEN_MAX])
+        }
+        start => start,
+    };
+    let stored = |key| StoredKey::new(table, key);
+    let end = match end {
+        Bound::Unbounded => Bound::Excluded(StoredKey::end_of(table)),
+        Bound::Included(key) | Bound::Excluded(key) if key.len() > KEY_LEN_MAX => {
+            Bound::Included(stored(&key[..KEY_LEN_MAX]))
+        }
+        end => end.map(stored),
+    };
+    (start.map(stored), end)
 }
 
 /// A key behind the number of its table, to be looked up: on the stack unless it is long.

@@ -41,6 +41,10 @@ pub const DESCRIPTORS_PER_MESSAGE: usize = 4_096;
 /// Entries and ranges in one `Clock` or `Applied` message: keeps it well below a frame.
 pub const HEADS_PER_MESSAGE: usize = 8_192;
 
+/// Writers of whom a claim may say that half a batch of theirs may be held. Beyond that readers of
+/// the receiver may see half a batch without being warned; nothing else depends on it.
+pub const UNCLAIMED_PER_MESSAGE: usize = 16_384;
+
 /// Longest name of a cluster in bytes, inclusive.
 pub const CLUSTER_BYTES_MAX: usize = 255;
 

@@ -12,7 +12,8 @@ use crate::codec::{DecodeError, Reader, put_prefixed, put_varint, unzigzag, zigz
 use crate::frame::{self, Frame, WIRE_VERSION};
 use crate::limits::{
     ADDRESS_BYTES_MAX, ADDRESSES_PER_MESSAGE, CLUSTER_BYTES_MAX, DESCRIPTORS_PER_MESSAGE,
-    FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, KEY_BYTES_MAX, SIBLINGS_MAX, VALUE_BYTES_CEILING,
+    FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, KEY_BYTES_MAX, SIBLINGS_MAX, UNCLAIMED_PER_MESSAGE,
+    VALUE_BYTES_CEILING,
 };
 use crate::record::{Content, Key, Record, Version};
 use crate::writers::Descriptor;
@@ -45,9 +46,15 @@ pub enum Message {
         last: bool,
     },
     /// The round is over: you have everything of my snapshot, so you know its whole clock.
-    Claim,
+    Claim {
+        /// Writers of whom I may hold half a batch.
+        unclaimed: Vec<WriterId>,
+    },
     /// The round is over without a claim.
-    Yield,
+    Yield {
+        /// The writer, if there is one, of whose writes you now have all that I have.
+        whole: Option<WriterId>,
+    },
     /// What I have taken in.
     Applied(Applied),
     /// Addresses at which replicas of the cluster were seen.
@@ -82,6 +89,8 @@ pub struct Hello {
     ///
     /// A floor that is not yet covered will count here too.
     pub whole: bool,
+    /// Whether it waits for no claim. One that does wants to be told the clock in full.
+    pub settled: bool,
     /// The number of its membership epoch; 0 as long as there are none.
     pub epoch: u64,
     /// Fingerprint of the addresses it knows.
@@ -143,6 +152,7 @@ const APPLIED_MORE: u8 = 4;
 const HELLO_STATE: u8 = 1;
 const HELLO_WHOLE: u8 = 2;
 const HELLO_ADVERTISED: u8 = 4;
+const HELLO_SETTLED: u8 = 8;
 const HEAD_ADDS: u8 = 1;
 const HEAD_AHEAD: u8 = 2;
 
@@ -181,8 +191,14 @@ impl Message {
                 out.extend_from_slice(bytes);
                 kind::FRAGMENT
             }
-            Message::Claim => kind::CLAIM,
-            Message::Yield => kind::YIELD,
+            Message::Claim { unclaimed } => {
+                put_writers(out, unclaimed);
+                kind::CLAIM
+            }
+            Message::Yield { whole } => {
+                put_writers(out, whole.as_slice());
+                kind::YIELD
+            }
             Message::Applied(applied) => {
                 let flags = flag(applied.answers, APPLIED_ANSWERS)
                     | flag(applied.ends, APPLIED_ENDS)
@@ -238,8 +254,12 @@ impl Message {
                     heads: Heads::decode(&mut reader)?,
                 }
             }
-            kind::CLAIM => Message::Claim,
-            kind::YIELD => Message::Yield,
+            kind::CLAIM => Message::Claim {
+                unclaimed: decode_writers(&mut reader, UNCLAIMED_PER_MESSAGE)?,
+            },
+            kind::YIELD => Message::Yield {
+                whole: decode_writers(&mut reader, 1)?.pop(),
+            },
             kind::APPLIED => {
                 let flags = reader.u8()?;
                 Message::Applied(Applied {
@@ -282,6 +302,18 @@ fn decode_bool(reader: &mut Reader, what: &'static str) -> Result<bool, DecodeEr
     }
 }
 
+fn put_writers(out: &mut Vec<u8>, writers: &[WriterId]) {
+    put_varint(out, writers.len() as u64);
+    for writer in writers {
+        out.extend_from_slice(&writer.0.to_be_bytes());
+    }
+}
+
+fn decode_writers(reader: &mut Reader, limit: usize) -> Result<Vec<WriterId>, DecodeError> {
+    let count = reader.count(limit, 8)?;
+    (0..count).map(|_| Ok(WriterId(reader.u64()?))).collect()
+}
+
 fn decode_address(reader: &mut Reader) -> Result<Address, DecodeError> {
     let text = reader.text(ADDRESS_BYTES_MAX)?;
     let address = text.parse();
@@ -300,6 +332,7 @@ impl Hello {
         out.push(
             flag(self.state_digest.is_some(), HELLO_STATE)
                 | flag(self.whole, HELLO_WHOLE)
+                | flag(self.settled, HELLO_SETTLED)
                 | flag(self.advertised.is_some(), HELLO_ADVERTISED),
         );
         if let Some(digest) = self.state_digest {
@@ -337,6 +370,7 @@ impl Hello {
             hello.state_digest = Some(u128::from_be_bytes(reader.array()?));
         }
         hello.whole = flags & HELLO_WHOLE != 0;
+        hello.settled = flags & HELLO_SETTLED != 0;
         hello.epoch = reader.varint()?;
         hello.addresses_digest = reader.u64()?;
         if flags & HELLO_ADVERTISED != 0 {
@@ -356,6 +390,7 @@ impl Hello {
             clock_digest: 0,
             state_digest: None,
             whole: false,
+            settled: false,
             epoch: 0,
             addresses_digest: 0,
             advertised: None,

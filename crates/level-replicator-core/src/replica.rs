@@ -18,6 +18,7 @@ use crate::event::{Discovery, Event, Origin, Peer};
 use crate::frame::WIRE_VERSION;
 use crate::limits::{
     ADDRESSES_PER_MESSAGE, DESCRIPTORS_PER_MESSAGE, RECORDS_FRAME_TARGET, SKEW_NOTICE_US,
+    UNCLAIMED_PER_MESSAGE,
 };
 use crate::message::{Hello, Message};
 use crate::peers::{PeerTable, digest};
@@ -26,7 +27,7 @@ use crate::scheduler::WriteVelocity;
 use crate::session::{
     End, Exchange, LinkId, Misbehavior, Outgoing, PeerError, Round, Session, Step,
 };
-use crate::state::{Changed, State, StateError, Written};
+use crate::state::{Changed, Reach, State, StateError, Written};
 use crate::storage::Storage;
 use crate::writers::{Descriptor, DescriptorError, Writers};
 
@@ -117,8 +118,8 @@ pub struct Replica {
     traffic: Traffic,
     paused: bool,
     met_somebody: bool,
-    /// When a peer was last heard, in steady microseconds.
-    heard_us: u64,
+    /// When something was last applied, in steady microseconds.
+    progress_us: u64,
 }
 
 impl Replica {
@@ -147,7 +148,7 @@ impl Replica {
             traffic: Traffic::default(),
             paused: false,
             met_somebody: false,
-            heard_us: now.steady_us,
+            progress_us: now.steady_us,
         })
     }
 
@@ -277,7 +278,7 @@ impl Replica {
             .then(|| peers.map(|(_, peer)| peer.due_us).min())
             .flatten();
         let claims = self.state.is_catching_up();
-        let claims = claims.then(|| self.heard_us + micros(self.config.promote_timeout));
+        let claims = claims.then(|| self.progress_us + micros(self.config.promote_timeout));
         sessions.chain(dials).chain(claims).min()
     }
 
@@ -435,7 +436,6 @@ impl Replica {
         let Some(mut session) = self.sessions.remove(&link) else {
             return;
         };
-        self.heard_us = now.steady_us;
         self.traffic.received_bytes += bytes.len() as u64;
         session.push_bytes(now, bytes);
         match self.converse(now, &mut session) {
@@ -476,21 +476,22 @@ impl Replica {
 
     fn greet(&mut self, session: &mut Session) {
         let clock = Arc::clone(self.state.clock());
-        let digest = self.state.tally().map(|tally| tally.digest);
-        session.say(&Message::Hello(Hello {
+        let hello = Hello {
             version_min: WIRE_VERSION,
             version_max: WIRE_VERSION,
             cluster: self.config.cluster.clone(),
             replica: self.state.replica(),
             instance: self.instance,
             clock_digest: clock.digest(),
-            state_digest: digest,
+            state_digest: self.state.tally().map(|tally| tally.digest),
             whole: self.state.ghosts() == 0,
+            settled: !self.state.is_catching_up(),
             epoch: 0,
             addresses_digest: self.addresses_digest(),
             advertised: self.config.advertised.clone(),
-        }));
-        session.greeted_with = (clock, digest);
+        };
+        session.say(&Message::Hello(hello.clone()));
+        session.greeting = Some((hello, clock));
     }
 
     /// The peer has said who it is; answers whether the conversation goes on.
@@ -531,15 +532,18 @@ impl Replica {
             mine: Arc::clone(self.state.clock()),
             theirs: None,
         });
-        let (greeted, digest) = session.greeted_with.clone();
-        if hello.clock_digest == greeted.digest() {
-            let whole = hello.whole && self.state.ghosts() == 0;
-            let differ = digest.zip(hello.state_digest).is_some_and(|(a, b)| a != b);
-            if whole && differ {
+        // Both sides compare the same two hellos, so both come to the same end.
+        let Some((ours, clock)) = session.greeting.clone() else {
+            return false;
+        };
+        let equal = ours.clock_digest == hello.clock_digest;
+        if equal && ours.settled && hello.settled {
+            let digests = ours.state_digest.zip(hello.state_digest);
+            if ours.whole && hello.whole && digests.is_some_and(|(ours, theirs)| ours != theirs) {
                 self.outputs.push_back(Output::Event(Event::Divergence { peer }));
             }
-            session.told = Clock::clone(&greeted);
-            session.know(greeted);
+            session.told = Clock::clone(&clock);
+            session.know(clock);
             session.push = true;
         } else {
             self.begin_round(now, session, false, None);
@@ -607,7 +611,12 @@ impl Replica {
         let Some(context) = session.context() else {
             return Err(Misbehavior::NoRound.into());
         };
-        let claim = end == Some(End::Claim);
+        let reach = match &end {
+            None | Some(End::Yield(None)) => Reach::Part,
+            Some(End::Yield(Some(writer))) => Reach::Writer(*writer),
+            Some(End::Claim(unclaimed)) => Reach::Snapshot(unclaimed),
+        };
+        let claim = matches!(reach, Reach::Snapshot(_));
         self.traffic.received_records += records.len() as u64;
         let news = !records.is_empty() || (claim && !self.state.clock().covers(&context));
         if news {
@@ -616,7 +625,7 @@ impl Replica {
         }
         let changed = self
             .state
-            .apply(records, &context, claim)
+            .apply(records, &context, reach)
             .map_err(|error| storage_error(&error))?;
         if let Some(replica) = session.replica() {
             self.tell_changes(changed, Origin::Peer(replica));
@@ -629,6 +638,7 @@ impl Replica {
             None => session.grant(&self.config),
         }
         if news {
+            self.progress_us = now.steady_us;
             self.offer_on(now);
         }
         Ok(())
@@ -705,11 +715,11 @@ impl Replica {
             self.flush(&mut session);
             self.sessions.insert(link, session);
         }
-        let silent = now.steady_us.saturating_sub(self.heard_us);
+        let silent = now.steady_us.saturating_sub(self.progress_us);
         if self.state.is_catching_up() && silent >= micros(self.config.promote_timeout) {
-            // Nobody who could make the claim is there. What failed here shows at the next commit.
+            // Nobody makes the claim. What fails here shows at the next commit.
             let _ = self.state.give_up_claims();
-            self.heard_us = now.steady_us;
+            self.progress_us = now.steady_us;
         }
     }
 
@@ -754,7 +764,7 @@ impl Replica {
         let due = session.offer_us.is_some_and(|due| due <= now.steady_us);
         if due {
             session.offer_us = None;
-            if asked || !session.theirs.covers(clock) {
+            if asked || session.owes_claim || !session.theirs.covers(clock) {
                 self.begin_round(now, session, true, None);
             }
         }
@@ -773,6 +783,7 @@ impl Replica {
             snapshot: self.state.storage().snapshot(),
             clock,
             writers: Arc::clone(self.state.writers()),
+            unclaimed: self.state.unclaimed().take(UNCLAIMED_PER_MESSAGE).collect(),
             asks,
             only,
             started_us: now.steady_us,
@@ -839,8 +850,17 @@ impl Replica {
                 .filter(|(writer, _)| *writer != only)
                 .all(|(writer, known)| session.theirs.covers_writer(writer, known)),
         };
-        let claims = damage.is_none() && !too_long && rest_is_known;
-        session.say(if claims { &Message::Claim } else { &Message::Yield });
+        let complete = damage.is_none() && !too_long;
+        session.owes_claim = !(complete && rest_is_known);
+        if session.owes_claim {
+            let whole = round.only.filter(|_| complete);
+            session.say(&Message::Yield { whole });
+            let due = now.plus(self.config.relay_delay);
+            session.offer_us = Some(session.offer_us.map_or(due, |before| before.min(due)));
+        } else {
+            let unclaimed = round.unclaimed.clone();
+            session.say(&Message::Claim { unclaimed });
+        }
         session.outgoing = Outgoing::Ended;
         if let Some(damage) = damage {
             let error = storage_error(&damage);
@@ -922,7 +942,7 @@ impl Replica {
         // What came of a round that was cut can be kept: its dots become holes.
         if let Some((records, context)) = session.take_cut_round(RECORDS_FRAME_TARGET) {
             let known = check_writers(self.state.writers(), &records, None);
-            if known.is_ok() && self.state.apply(records, &context, false).is_ok() {
+            if known.is_ok() && self.state.apply(records, &context, Reach::Part).is_ok() {
                 self.offer_on(now);
             }
         }

@@ -155,12 +155,12 @@ pub enum Step {
 }
 
 /// How a round ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// Everything of the snapshot was sent.
-    Claim,
-    /// Something of the snapshot was not sent.
-    Yield,
+    /// Everything of the snapshot was sent, by somebody who may hold half a batch of these writers.
+    Claim(Vec<WriterId>),
+    /// Something of the snapshot was not sent, but all that one writer wrote, if one is named.
+    Yield(Option<WriterId>),
 }
 
 /// Our round, as far as it has come.
@@ -183,6 +183,8 @@ pub struct Round {
     pub clock: Arc<Clock>,
     /// The writers named in them.
     pub writers: Arc<Writers>,
+    /// The writers of whom half a batch may be in them.
+    pub unclaimed: Vec<WriterId>,
     /// Whether the peer still owes an answer before anything is sent.
     pub asks: bool,
     /// Only the writes of this writer are sent: our own news.
@@ -227,8 +229,8 @@ pub struct Session {
     pub out: Vec<u8>,
     /// What the peer said first.
     pub hello: Option<Hello>,
-    /// The clock and the contents' digest when we said hello.
-    pub greeted_with: (Arc<Clock>, Option<u128>),
+    /// What we said first, and the clock at that time.
+    pub greeting: Option<(Hello, Arc<Clock>)>,
     /// What we told the peer that we know.
     pub told: Clock,
     /// What the peer told us that it knows.
@@ -241,6 +243,8 @@ pub struct Session {
     pub push: bool,
     /// When writes of others are to be offered, in steady microseconds; `None` without such news.
     pub offer_us: Option<u64>,
+    /// Whether a round of ours ended without a claim since the last claim.
+    pub owes_claim: bool,
     /// What is to become known on both sides.
     pub exchange: Option<Exchange>,
     /// Start of the latest exchange that is complete, in steady microseconds.
@@ -272,13 +276,14 @@ impl Session {
             remote,
             out: Vec::new(),
             hello: None,
-            greeted_with: (Arc::default(), None),
+            greeting: None,
             told: Clock::default(),
             theirs: Arc::default(),
             heard: false,
             outgoing: Outgoing::Idle,
             push: false,
             offer_us: None,
+            owes_claim: false,
             exchange: None,
             exchanged_us: None,
             writers_told: 0,
@@ -411,8 +416,8 @@ impl Session {
             Message::Applied(applied) => self.confirm(applied),
             Message::Records(records) => self.take_records(now, config, records, size),
             Message::Fragment { bytes, last } => self.take_fragment(now, config, &bytes, last),
-            Message::Claim => self.end_incoming(now, End::Claim),
-            Message::Yield => self.end_incoming(now, End::Yield),
+            Message::Claim { unclaimed } => self.end_incoming(now, End::Claim(unclaimed)),
+            Message::Yield { whole } => self.end_incoming(now, End::Yield(whole)),
         }
     }
 
@@ -517,6 +522,11 @@ impl Session {
         if !round.fragments.is_empty() {
             return Err(Misbehavior::NoRound.into());
         }
+        // What was applied in parts was not whole while it came.
+        let end = match end {
+            End::Yield(_) if round.in_parts => End::Yield(None),
+            end => end,
+        };
         Ok(Step::Apply(round.take(), Some(end)))
     }
 

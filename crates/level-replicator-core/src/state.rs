@@ -68,6 +68,17 @@ pub struct Changed {
     pub visible: bool,
 }
 
+/// How much of a peer's snapshot a commit makes complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach<'a> {
+    /// Some records: half of a batch may show.
+    Part,
+    /// All that one writer wrote, among others' writes.
+    Writer(WriterId),
+    /// Everything, from a peer that may itself hold half a batch of these writers.
+    Snapshot(&'a [WriterId]),
+}
+
 /// What a local write did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Written {
@@ -221,6 +232,11 @@ impl State {
         !self.unclaimed.is_empty()
     }
 
+    /// The writers of whom half a batch may show.
+    pub fn unclaimed(&self) -> impl Iterator<Item = WriterId> + '_ {
+        self.unclaimed.iter().copied()
+    }
+
     /// Stops waiting for claims that nobody can make.
     pub fn give_up_claims(&mut self) -> Result<(), StateError> {
         let mut batch = Batch::default();
@@ -327,13 +343,13 @@ impl State {
 
     /// Joins records from a peer's snapshot, of which `context` is the clock, in one commit.
     ///
-    /// With `claim` the records are the rest of the snapshot, so the peer's whole clock becomes
-    /// known; without it exactly the live dots of the records do. All writers must be described.
+    /// If they are the rest of the snapshot, the peer's whole clock becomes known; else exactly the
+    /// live dots of the records do. All writers must be described.
     pub fn apply(
         &mut self,
         records: Vec<(Key, Record)>,
         context: &Clock,
-        claim: bool,
+        reach: Reach<'_>,
     ) -> Result<Vec<Changed>, StateError> {
         self.check_usable()?;
         let writers = Arc::clone(&self.writers);
@@ -371,16 +387,11 @@ impl State {
         }
 
         // The clock comes last: it must never promise a write that is not yet applied.
-        let mut unclaimed = self.unclaimed.clone();
-        if claim {
-            unclaimed.retain(|writer| {
-                let known = self.clock.get(*writer);
-                known.is_some_and(|known| !context.covers_writer(*writer, known))
-            });
+        let unclaimed = self.unclaimed_after(&added, context, reach);
+        if let Reach::Snapshot(_) = reach {
             self.grow_clock(&mut edit, context, true);
             self.forget_ghosts(&mut edit, &joined)?;
         } else {
-            unclaimed.extend(added.iter().map(|(writer, _)| writer));
             self.grow_clock(&mut edit, &added, false);
         }
         if unclaimed != self.unclaimed {
@@ -448,6 +459,39 @@ impl State {
             parent: self.parent,
         })?;
         Ok((writer, Arc::new(writers)))
+    }
+
+    /// The writers of whom half a batch may show after a commit.
+    fn unclaimed_after(
+        &self,
+        added: &Clock,
+        context: &Clock,
+        reach: Reach<'_>,
+    ) -> BTreeSet<WriterId> {
+        let mut unclaimed = self.unclaimed.clone();
+        let theirs = match reach {
+            Reach::Part => {
+                unclaimed.extend(added.iter().map(|(writer, _)| writer));
+                return unclaimed;
+            }
+            Reach::Writer(whole) => {
+                let others = added.iter().map(|(writer, _)| writer);
+                unclaimed.extend(others.filter(|writer| *writer != whole));
+                return unclaimed;
+            }
+            Reach::Snapshot(theirs) => theirs,
+        };
+        unclaimed.retain(|writer| {
+            let known = self.clock.get(*writer);
+            let covered = known.is_none_or(|known| context.covers_writer(*writer, known));
+            !covered || theirs.contains(writer)
+        });
+        // Half a batch of theirs becomes half a batch of ours, unless we had all that they have.
+        unclaimed.extend(theirs.iter().filter(|writer| {
+            let known = context.get(**writer);
+            known.is_some_and(|known| !self.clock.covers_writer(**writer, known))
+        }));
+        unclaimed
     }
 
     /// Adds `news` to the clock, with the rows for it.

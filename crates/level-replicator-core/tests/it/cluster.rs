@@ -296,9 +296,6 @@ impl Cluster {
     pub(crate) fn deliver_all(&mut self) {
         self.tick();
         while let Some((end, parcel)) = self.wire.pop_front() {
-            if !self.ends.contains_key(&end) {
-                continue;
-            }
             self.deliveries += 1;
             if let Some(left) = &mut self.break_after {
                 if *left == 0 {
@@ -314,8 +311,7 @@ impl Cluster {
     }
 
     /// The ends to which something is under way.
-    pub(crate) fn ends_with_mail(&mut self) -> Vec<End> {
-        self.wire.retain(|(end, _)| self.ends.contains_key(end));
+    pub(crate) fn ends_with_mail(&self) -> Vec<End> {
         let ends: BTreeSet<End> = self.wire.iter().map(|(end, _)| *end).collect();
         ends.into_iter().collect()
     }
@@ -337,24 +333,26 @@ impl Cluster {
     }
 
     fn deliver(&mut self, end: End, parcel: Parcel) {
-        if std::env::var_os("TRACE").is_some() {
-            if let Parcel::Bytes(bytes) = &parcel {
-                let mut r = level_replicator_core::frame::FrameReader::default();
-                r.push(bytes);
-                while let Ok(Some(f)) = r.next_frame() {
-                    let m = level_replicator_core::message::Message::decode(f);
-                    let m = format!("{m:?}");
-                    eprintln!("{end:?} <- {:?}: {}", self.ends.get(&end), m.chars().take(1500).collect::<String>());
-                }
-            } else { eprintln!("{end:?} closed"); }
-        }
         match parcel {
             Parcel::Bytes(bytes) => self.input(end.0, Input::Received(end.1, bytes)),
             Parcel::Closed => {
-                self.ends.remove(&end);
+                self.forget_end(end);
                 self.input(end.0, Input::Closed(end.1, None));
             }
         }
+    }
+
+    /// The other end of a link, unless that side has closed it. Names of links come again after a
+    /// restart, so both ends must name each other.
+    fn other_end(&self, end: End) -> Option<End> {
+        let other = *self.ends.get(&end)?;
+        (self.ends.get(&other) == Some(&end)).then_some(other)
+    }
+
+    /// Removes an end with all that is under way to it.
+    fn forget_end(&mut self, end: End) {
+        self.wire.retain(|(to, _)| *to != end);
+        self.ends.remove(&end);
     }
 
     /// The ends of all links.
@@ -379,12 +377,15 @@ impl Cluster {
 
     /// Ends a link; what was under way on it is lost.
     pub(crate) fn break_link(&mut self, end: End) {
-        let Some(other) = self.ends.remove(&end) else {
+        if !self.ends.contains_key(&end) {
             return;
-        };
-        if self.ends.remove(&other).is_none() {
-            return self.input(end.0, Input::Closed(end.1, None));
         }
+        let other = self.other_end(end);
+        self.forget_end(end);
+        let Some(other) = other else {
+            return self.input(end.0, Input::Closed(end.1, None));
+        };
+        self.forget_end(other);
         let broken = || {
             Some(PeerError::Broken {
                 reason: "cut".to_owned(),
@@ -403,7 +404,7 @@ impl Cluster {
                     let sender = self.node(node);
                     sender.sent_bytes += bytes.len() as u64;
                     sender.sends += 1;
-                    if let Some(&other) = self.ends.get(&(node, link)) {
+                    if let Some(other) = self.other_end((node, link)) {
                         self.wire.push_back((other, Parcel::Bytes(bytes)));
                     }
                 }
@@ -415,7 +416,9 @@ impl Cluster {
 
     /// What was sent before a close still arrives.
     fn close(&mut self, node: usize, link: LinkId) {
-        if let Some(other) = self.ends.remove(&(node, link)) {
+        let other = self.other_end((node, link));
+        self.forget_end((node, link));
+        if let Some(other) = other {
             self.wire.push_back((other, Parcel::Closed));
         }
     }

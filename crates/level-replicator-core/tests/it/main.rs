@@ -1,6 +1,12 @@
 //! Tests of the core from the outside.
 
+mod apply_laws;
 mod cluster;
+mod codec_round_trip;
 mod conversation;
 mod history;
+mod layering;
+mod limits;
 mod random_schedules;
+mod samples;
+mod wire_golden;

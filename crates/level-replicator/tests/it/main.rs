@@ -1,11 +1,8 @@
 //! The library as programs use it: real files, real sockets, real processes.
 
-mod ancestor;
 mod api;
 mod child;
 mod common;
-mod crash;
-mod errors;
 mod loopback;
 mod proxy;
 mod refused;

@@ -17,7 +17,7 @@ struct Shared {
     target: Mutex<Option<SocketAddr>>,
     /// Bytes from the target that each connection passes before it is cut; 0 for no limit.
     answer_limit: AtomicU64,
-    /// Bytes from the target after which each connection holds until it is let go.
+    /// Records from the target after which each connection holds until it is let go.
     held: Mutex<Option<u64>>,
     let_go: Condvar,
     answered: AtomicU64,
@@ -78,9 +78,9 @@ impl Proxy {
         self.shared.garble_from.store(bytes, Ordering::Release);
     }
 
-    /// Holds back what comes from the target after so many bytes of a connection.
-    pub(crate) fn hold_answers_after(&self, bytes: u64) {
-        *self.shared.held.lock().expect("no panic") = Some(bytes);
+    /// Holds back what comes from the target after so many records of a connection.
+    pub(crate) fn hold_answers_after_records(&self, records: u64) {
+        *self.shared.held.lock().expect("no panic") = Some(records);
     }
 
     /// Lets go of what is held back.
@@ -132,49 +132,40 @@ impl Shared {
         });
     }
 
+    /// Passes what the target says, record by record, as the transport cuts its stream.
     fn pass_answers(&self, mut from: &TcpStream, mut to: &TcpStream) -> std::io::Result<()> {
-        let limit = match self.answer_limit.load(Ordering::Acquire) {
+        let or_never = |limit: &AtomicU64| match limit.load(Ordering::Acquire) {
             0 => u64::MAX,
             limit => limit,
         };
-        let garble_from = match self.garble_from.load(Ordering::Acquire) {
-            0 => u64::MAX,
-            from => from,
-        };
-        let mut passed = 0u64;
-        let mut buffer = [0; 16 << 10];
+        let limit = or_never(&self.answer_limit);
+        let garble_from = or_never(&self.garble_from);
+        let (mut passed, mut records) = (0, 0);
         while passed < limit {
-            let count = from.read(&mut buffer)?;
-            if count == 0 {
-                break;
-            }
-            let count = count.min((limit - passed) as usize);
-            let mut from_here = 0;
-            while from_here < count {
-                let until = self.wait_until_free(passed, (count - from_here) as u64);
-                let piece = &mut buffer[from_here..from_here + until];
-                for (offset, byte) in piece.iter_mut().enumerate() {
-                    if passed + offset as u64 >= garble_from {
-                        *byte ^= 0x20;
-                    }
+            let mut header = [0; 2];
+            from.read_exact(&mut header)?;
+            let mut record = header.to_vec();
+            record.resize(2 + usize::from(u16::from_be_bytes(header)), 0);
+            from.read_exact(&mut record[2..])?;
+            self.wait_until_free(records);
+
+            record.truncate((limit - passed).min(record.len() as u64) as usize);
+            for (place, byte) in record.iter_mut().enumerate().skip(2) {
+                if passed + place as u64 >= garble_from {
+                    *byte ^= 0x20;
                 }
-                to.write_all(piece)?;
-                passed += until as u64;
-                from_here += until;
-                self.answered.fetch_add(until as u64, Ordering::AcqRel);
             }
+            to.write_all(&record)?;
+            passed += record.len() as u64;
+            records += 1;
+            self.answered.fetch_add(record.len() as u64, Ordering::AcqRel);
         }
         Ok(())
     }
 
-    /// How many of `wanted` bytes may pass now, at least one.
-    fn wait_until_free(&self, passed: u64, wanted: u64) -> usize {
+    fn wait_until_free(&self, records: u64) {
         let mut held = self.held.lock().expect("no panic");
-        loop {
-            let free = held.map_or(wanted, |at| wanted.min(at.saturating_sub(passed)));
-            if free > 0 {
-                return free as usize;
-            }
+        while held.is_some_and(|at| records >= at) {
             held = self.let_go.wait(held).expect("no panic");
         }
     }

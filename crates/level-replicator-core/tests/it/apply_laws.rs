@@ -183,6 +183,8 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
 }
 
 proptest! {
+    #![proptest_config(crate::samples::proptest_config())]
+
     #[test]
     fn join_is_idempotent_commutative_and_associative(happenings in happenings()) {
         let world = World::of(&happenings);

@@ -82,6 +82,8 @@ fn any_key() -> impl Strategy<Value = Key> {
 }
 
 proptest! {
+    #![proptest_config(crate::samples::proptest_config())]
+
     #[test]
     fn records_survive_the_round_trip_whatever_stands_before_them(
         records in proptest::collection::vec((any_key(), any_record()), 0..20)

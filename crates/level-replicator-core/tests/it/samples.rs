@@ -151,3 +151,11 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
         ("bye", Message::Bye),
     ]
 }
+
+/// Failures are shown whole, so no files are left behind for them.
+pub(crate) fn proptest_config() -> proptest::test_runner::Config {
+    proptest::test_runner::Config {
+        failure_persistence: None,
+        ..proptest::test_runner::Config::default()
+    }
+}

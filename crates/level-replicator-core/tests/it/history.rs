@@ -27,6 +27,14 @@ impl Set {
         self.0[write / 64] & (1 << (write % 64)) != 0
     }
 
+    fn add(&mut self, other: &Set) {
+        self.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine |= theirs);
+    }
+
+    fn meets(&self, other: &Set) -> bool {
+        self.0.iter().zip(other.0).any(|(mine, theirs)| mine & theirs != 0)
+    }
+
     fn remove(&mut self, other: &Set) {
         self.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine &= !theirs);
     }
@@ -51,8 +59,8 @@ pub(crate) struct History {
     /// Which lifetime of which process a writer belongs to, and how far it got.
     writers: BTreeMap<WriterId, (u64, u64)>,
     by_key: BTreeMap<Bytes, Vec<usize>>,
-    /// The dots of each batch of two or more.
-    batches: Vec<Vec<Dot>>,
+    /// The writes of each batch of two or more.
+    batches: Vec<Set>,
 }
 
 impl History {
@@ -98,7 +106,8 @@ impl History {
         assert_eq!(last.seq - entry.1, counting.len() as u64, "one number for each operation");
         entry.1 = last.seq;
 
-        let mut dots = Vec::new();
+        let mut batch = Set::default();
+        let before = self.writes.len();
         for (seq, op) in (first.seq..).zip(counting) {
             let dot = Dot {
                 writer: first.writer,
@@ -115,6 +124,7 @@ impl History {
                 assert!(before < version.stamp, "the stamp of {dot} is not after what it saw");
             }
             assert!(version.stamp >= Stamp::from_micros(wall_us));
+            batch.insert(self.writes.len());
             self.by_key.entry(op.key().clone()).or_default().push(self.writes.len());
             self.writes.push(Write {
                 dot,
@@ -125,10 +135,9 @@ impl History {
                 stamp: version.stamp,
                 past,
             });
-            dots.push(dot);
         }
-        if dots.len() > 1 {
-            self.batches.push(dots);
+        if self.writes.len() > before + 1 {
+            self.batches.push(batch);
         }
     }
 
@@ -163,14 +172,22 @@ impl History {
         }
     }
 
-    /// Checks that a replica which is caught up knows all or nothing of each batch (C6).
+    /// Checks that a replica which is caught up knows all or nothing of what is left of each batch
+    /// after what it knows to have replaced parts of it (C6).
     pub(crate) fn check_batches(&self, state: &State, who: &str) {
         if state.is_catching_up() {
             return;
         }
+        let mut known = Set::default();
+        self.by_key.keys().for_each(|key| known.add(&self.known(state, key)));
+        let mut replaced = Set::default();
+        self.in_set(&known).for_each(|write| replaced.add(&self.writes[write].past));
         for batch in &self.batches {
-            let known = batch.iter().filter(|dot| state.clock().contains(**dot)).count();
-            assert!(known == 0 || known == batch.len(), "{who} shows half of the batch {batch:?}");
+            let mut batch = *batch;
+            batch.remove(&replaced);
+            let dots = || self.in_set(&batch).map(|write| self.writes[write].dot).collect::<Vec<_>>();
+            let whole = batch.is_within(&known) || !batch.meets(&known);
+            assert!(whole, "{who} shows half of the batch {:?}", dots());
         }
     }
 

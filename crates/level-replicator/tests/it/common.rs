@@ -92,7 +92,8 @@ pub(crate) fn listening() -> Options {
     alone().listen("127.0.0.1:0")
 }
 
-fn cluster() -> String {
+/// The name of the test's own cluster.
+pub(crate) fn cluster() -> String {
     let test = std::thread::current().name().unwrap_or("main").to_owned();
     test.chars().take(200).collect()
 }

@@ -3,6 +3,8 @@
 mod api;
 mod child;
 mod common;
+mod crash;
+mod errors;
 mod loopback;
 mod proxy;
 mod refused;

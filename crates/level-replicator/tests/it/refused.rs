@@ -19,7 +19,7 @@ fn secret(digits: &str) -> Secret {
     Secret::from_hex(&digits.repeat(32)).expect("64 digits")
 }
 
-/// A replica in the cluster "refused", and what it tells.
+/// A replica with one key, and what it tells.
 fn serving() -> (Node, Events) {
     let db = open(options());
     db.put("key", "value").expect("a write");
@@ -28,11 +28,11 @@ fn serving() -> (Node, Events) {
 }
 
 fn options() -> Options {
-    Options::new().cluster("refused").listen("127.0.0.1:0").stall_timeout(Duration::from_secs(5))
+    listening().stall_timeout(Duration::from_secs(5))
 }
 
 fn dial(db: &Db) -> Wire {
-    Wire::dial(&address(db), &open_key("refused")).expect("the key is right")
+    Wire::dial(&address(db), &open_key(&cluster())).expect("the key is right")
 }
 
 /// Whether a healthy replica still gets everything, and is still heard.
@@ -155,7 +155,7 @@ fn a_stranger_that_stays_silent_holds_nobody_up() {
 #[test]
 fn another_version_of_the_protocol_is_refused_with_both_numbers() {
     refuses(&["versions 2 to 3", "speaks 1"], |wire| {
-        let mut newer = hello("refused");
+        let mut newer = hello(&cluster());
         (newer.version_min, newer.version_max) = (2, 3);
         wire.say(&Message::Hello(newer));
     });
@@ -166,7 +166,7 @@ fn another_version_of_the_protocol_is_refused_with_both_numbers() {
 fn a_frame_over_the_limit_is_refused_before_it_is_read() {
     let size = u32::try_from(FRAME_PAYLOAD_MAX + 1).expect("a small number").to_be_bytes();
     refuses(&["frame of 262145 bytes", "262144"], |wire| {
-        wire.say_hello("refused");
+        wire.say_hello(&cluster());
         wire.say_bytes(&[1, 4, size[1], size[2], size[3], 0, 0, 0, 0]);
     });
 }
@@ -175,7 +175,7 @@ fn a_frame_over_the_limit_is_refused_before_it_is_read() {
 fn frames_that_are_damaged_or_no_messages_are_refused() {
     refuses(&["checksum"], |wire| {
         let mut frame = Vec::new();
-        Message::Hello(hello("refused")).encode(&mut frame);
+        Message::Hello(hello(&cluster())).encode(&mut frame);
         *frame.last_mut().expect("a frame") ^= 1;
         wire.say_bytes(&frame);
     });
@@ -195,19 +195,19 @@ fn frames_that_are_damaged_or_no_messages_are_refused() {
 fn what_the_protocol_does_not_allow_is_refused() {
     refuses(&["before it said hello"], |wire| wire.say(&Message::Claim));
     refuses(&["hello twice"], |wire| {
-        wire.say_hello("refused");
-        wire.say_hello("refused");
+        wire.say_hello(&cluster());
+        wire.say_hello(&cluster());
     });
     refuses(&["outside a round"], |wire| {
-        wire.say_hello("refused");
+        wire.say_hello(&cluster());
         wire.say(&Message::Claim);
     });
     refuses(&["records outside a round"], |wire| {
-        wire.say_hello("refused");
+        wire.say_hello(&cluster());
         wire.say(&Message::Records(vec![("forged".into(), forged(1))]));
     });
     refuses(&["confirmed a round"], |wire| {
-        wire.say_hello("refused");
+        wire.say_hello(&cluster());
         wire.say(&Message::Applied(level_replicator_core::message::Applied {
             consumed: 1_000_000,
             ..Default::default()
@@ -218,13 +218,13 @@ fn what_the_protocol_does_not_allow_is_refused() {
 #[test]
 fn records_of_unknown_writers_or_beyond_the_clock_are_refused() {
     refuses(&["had not described"], |wire| {
-        wire.say_hello("refused");
+        wire.say_hello(&cluster());
         wire.say(&round(1));
         wire.say(&Message::Records(vec![("forged".into(), forged(1))]));
         wire.say(&Message::Claim);
     });
     refuses(&["clock does not know"], |wire| {
-        wire.say_hello("refused");
+        wire.say_hello(&cluster());
         wire.say(&round(1));
         wire.say(&Message::Writers(vec![descriptor()]));
         wire.say(&Message::Records(vec![("forged".into(), forged(2))]));
@@ -238,7 +238,7 @@ fn the_same_round_is_taken_when_it_is_right() {
     let (db, _events) = serving();
     let mut wire = dial(&db);
     wire.hear_hello();
-    wire.say_hello("refused");
+    wire.say_hello(&cluster());
     wire.say(&round(1));
     wire.say(&Message::Writers(vec![descriptor()]));
     wire.say(&Message::Records(vec![("forged".into(), forged(1))]));
@@ -299,7 +299,7 @@ fn a_peer_that_says_nothing_after_the_handshake_is_left() {
 
     let mut wire = dial(&db);
     wire.hear_hello();
-    wire.say_hello("refused");
+    wire.say_hello(&cluster());
     // It owes an answer to what it was told, and does not give it.
     wait_for_error(&mut events, &["silent for"]);
     wire.expect_close();
@@ -316,14 +316,14 @@ fn records_that_are_garbled_repeated_or_cut_are_refused() {
     });
     refuse(&["damaged, repeated or out of order"], &|wire| {
         let mut frame = Vec::new();
-        Message::Hello(hello("refused")).encode(&mut frame);
+        Message::Hello(hello(&cluster())).encode(&mut frame);
         let sealed = wire.seal(&frame);
         wire.send(&sealed);
         wire.send(&sealed);
     });
     refuse(&["record of 65535 bytes"], &|wire| wire.send(&[0xff; 10]));
     refuse(&["closed by the peer"], &|wire| {
-        wire.say_hello("refused");
+        wire.say_hello(&cluster());
         wire.cut();
     });
     refuse(&["inside a record"], &|wire| {
@@ -348,7 +348,6 @@ fn a_wire_that_garbles_is_left_and_used_again_when_it_is_healed() {
     proxy.garble_answers_after(u64::MAX);
     agree(&[&first, &second]);
     assert_eq!(text(&second, "key").as_deref(), Some("value"));
-    let connected = drain(&mut events).into_iter().any(|event| matches!(event, Event::Synced { .. }));
-    assert!(connected);
+    wait_for(&mut events, "synced", |event| matches!(event, Event::Synced { .. }).then_some(()));
     assert!(proxy.connections() >= 2);
 }

@@ -31,6 +31,9 @@ pub(crate) struct DemoArgs {
     /// Load the lines of FILE as keys instead of the files under the current directory
     #[arg(long, value_name = "FILE")]
     pub(crate) keys: Option<PathBuf>,
+    /// Tell the replicas each other's addresses instead of letting them find each other
+    #[arg(long)]
+    pub(crate) no_multicast: bool,
 }
 
 #[derive(Debug, Args)]

@@ -41,6 +41,13 @@ pub const DESCRIPTORS_PER_MESSAGE: usize = 4_096;
 /// Entries and ranges in one `Clock` or `Applied` message: keeps it well below a frame.
 pub const HEADS_PER_MESSAGE: usize = 8_192;
 
+/// Writers in a peer's clock: one for each time that a replica was opened and written to, ever.
+pub const CLOCK_WRITERS_MAX: usize = 1 << 20;
+
+/// Ranges ahead of the base in a peer's clock, for one writer: gaps arise while a catch-up that was
+/// cut waits to be continued, at most one for each write of the writer that still counts.
+pub const CLOCK_RANGES_MAX: usize = 1 << 24;
+
 /// Writers of whom a claim may say that half a batch of theirs may be held. Beyond that readers of
 /// the receiver may see half a batch without being warned; nothing else depends on it.
 pub const UNCLAIMED_PER_MESSAGE: usize = 16_384;

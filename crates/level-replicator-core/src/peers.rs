@@ -115,7 +115,6 @@ impl PeerTable {
         let pause = micros(config.backoff_min) << doublings;
         let pause = pause.min(micros(config.backoff_max)) as f64;
         peer.failures += 1;
-        peer.link = None;
         peer.due_us = now.steady_us + (pause * (1.0 - chance / 2.0)) as u64;
         let lost = peer.discovery != Discovery::Named && peer.failures >= FAILURES_UNTIL_LOST;
         if lost {

@@ -249,7 +249,7 @@ impl Replica {
             Input::Connected(link) => self.connected(now, link),
             Input::ConnectFailed(link, error) => {
                 if let Some(address) = self.dialing.remove(&link) {
-                    self.peer_failed(now, &address, error);
+                    self.peer_failed(now, link, &address, error);
                 }
             }
             Input::Received(link, bytes) => self.received(now, link, &bytes),
@@ -365,14 +365,8 @@ impl Replica {
             request.failed.append(&mut request.waiting);
         }
         self.syncs.insert(id, request);
-        let clock = Arc::clone(self.state.clock());
-        for session in self.sessions.values_mut().filter(|session| session.heard) {
-            session.offer_us = Some(0);
-            session.exchange = Some(Exchange {
-                since_us: now.steady_us,
-                mine: Arc::clone(&clock),
-                theirs: None,
-            });
+        for session in self.sessions.values_mut() {
+            session.wants_exchange = true;
         }
         self.call_everybody(now);
         id
@@ -409,6 +403,13 @@ impl Replica {
     }
 
     /// Makes every peer that has not failed due now.
+    pub fn call_reachable(&mut self, now: Now) {
+        for (_, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.failures == 0) {
+            peer.due_us = peer.due_us.min(now.steady_us);
+        }
+    }
+
+    /// Makes every peer due now.
     pub fn call_everybody(&mut self, now: Now) {
         for (_, peer) in self.peers.iter_mut() {
             peer.due_us = peer.due_us.min(now.steady_us);
@@ -500,14 +501,20 @@ impl Replica {
             return false;
         };
         if hello.instance == self.instance && hello.replica == self.state.replica() {
-            let dialed = session.dialed.as_ref();
-            if let Some(peer) = dialed.and_then(|dialed| self.peers.get_mut(dialed)) {
+            if let Some(dialed) = &session.dialed
+                && let Some(peer) = self.peers.get_mut(dialed)
+            {
                 peer.is_self = true;
+                for request in self.syncs.values_mut() {
+                    request.waiting.remove(dialed);
+                }
             }
+            session.say(&Message::Bye);
             return false;
         }
         self.remember(now, session, &hello);
         if self.is_redundant(session, &hello) {
+            session.say(&Message::Bye);
             return false;
         }
 
@@ -725,6 +732,7 @@ impl Replica {
 
     /// Sends what may be sent now, at most about one frame of records.
     fn advance(&mut self, now: Now, session: &mut Session) -> Result<(), PeerError> {
+        self.begin_wanted_exchange(now, session);
         loop {
             match std::mem::replace(&mut session.outgoing, Outgoing::Idle) {
                 Outgoing::Asked(round) if session.heard && !round.asks => {
@@ -745,7 +753,21 @@ impl Replica {
             }
         }
         self.finish_exchange(now, session);
+        self.begin_wanted_exchange(now, session);
         Ok(())
+    }
+
+    /// Begins the exchange that a call of [`Replica::request_sync`] waits for.
+    fn begin_wanted_exchange(&self, now: Now, session: &mut Session) {
+        if session.wants_exchange && session.heard && session.exchange.is_none() {
+            session.wants_exchange = false;
+            session.offer_us = Some(0);
+            session.exchange = Some(Exchange {
+                since_us: now.steady_us,
+                mine: Arc::clone(self.state.clock()),
+                theirs: None,
+            });
+        }
     }
 
     /// Begins the round that is due: a push of our own writes if there are any, else an offer.
@@ -880,9 +902,7 @@ impl Replica {
         let Some(theirs) = &exchange.theirs else {
             return;
         };
-        let sent = session.theirs.covers(&exchange.mine);
-        let busy = !matches!(session.outgoing, Outgoing::Idle) && !session.push;
-        if !sent || busy || !self.state.clock().covers(theirs) {
+        if !session.theirs.covers(&exchange.mine) || !self.state.clock().covers(theirs) {
             return;
         }
         session.exchanged_us = Some(exchange.since_us);
@@ -933,7 +953,7 @@ impl Replica {
             let error = error.unwrap_or(PeerError::Broken {
                 reason: "closed before it was made".to_owned(),
             });
-            self.peer_failed(now, &address, error);
+            self.peer_failed(now, link, &address, error);
             return;
         }
         let Some(mut session) = self.sessions.remove(&link) else {
@@ -973,7 +993,7 @@ impl Replica {
         }
         if let Some(error) = error {
             match session.home.clone() {
-                Some(home) => self.peer_failed(now, &home, error),
+                Some(home) => self.peer_failed(now, session.link, &home, error),
                 None => self.tell_error(Some(session.remote.clone()), error),
             }
             return;
@@ -989,9 +1009,10 @@ impl Replica {
                     peer.link = None;
                 }
                 let behind = session.heard && !session.theirs.covers(clock);
+                let wanted = self.syncs.values().any(|sync| sync.waiting.contains(&address));
                 peer.heard = Some(Arc::clone(&session.theirs));
                 peer.ended_us = now.steady_us;
-                let pause = if behind { spacing } else { interval as u64 };
+                let pause = if behind || wanted { spacing } else { interval as u64 };
                 peer.due_us = now.steady_us + pause;
             }
         }
@@ -1005,8 +1026,13 @@ impl Replica {
         }
     }
 
-    fn peer_failed(&mut self, now: Now, address: &Address, error: PeerError) {
+    fn peer_failed(&mut self, now: Now, link: LinkId, address: &Address, error: PeerError) {
         let chance = self.random.f64();
+        if let Some(peer) = self.peers.get_mut(address)
+            && peer.link == Some(link)
+        {
+            peer.link = None;
+        }
         let lost = self.peers.fail(now, address, &self.config, chance);
         if let PeerError::Busy { retry_ms } = error
             && let Some(peer) = self.peers.get_mut(address)

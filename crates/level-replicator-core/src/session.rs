@@ -7,11 +7,12 @@
 use std::sync::Arc;
 
 use crate::address::Address;
-use crate::clock::{Clock, Now, ReplicaId, WriterId, micros};
+use crate::clock::{Clock, Known, Now, ReplicaId, WriterId, micros};
 use crate::codec::DecodeError;
 use crate::config::Config;
 use crate::delta::Delta;
 use crate::frame::{FrameError, FrameReader, WIRE_VERSION};
+use crate::limits::{CLOCK_RANGES_MAX, CLOCK_WRITERS_MAX};
 use crate::message::{Applied, Heads, Hello, Message, decode_records};
 use crate::record::{Key, Record};
 use crate::storage::Snapshot;
@@ -119,6 +120,9 @@ pub enum Misbehavior {
     /// A record is larger than a record may be.
     #[error("a record exceeds the limit")]
     OversizedRecord,
+    /// Its clock names more writers, or has more gaps, than a clock may.
+    #[error("its clock exceeds the limit")]
+    OversizedClock,
     /// More is under way than was granted.
     #[error("it sent more than it was granted")]
     WindowExceeded,
@@ -245,6 +249,8 @@ pub struct Session {
     pub offer_us: Option<u64>,
     /// Whether a round of ours ended without a claim since the last claim.
     pub owes_claim: bool,
+    /// Whether another exchange is to begin as soon as none runs.
+    pub wants_exchange: bool,
     /// What is to become known on both sides.
     pub exchange: Option<Exchange>,
     /// Start of the latest exchange that is complete, in steady microseconds.
@@ -284,6 +290,7 @@ impl Session {
             push: false,
             offer_us: None,
             owes_claim: false,
+            wants_exchange: false,
             exchange: None,
             exchanged_us: None,
             writers_told: 0,
@@ -404,7 +411,7 @@ impl Session {
             Message::Writers(descriptors) => Ok(Step::Describe(descriptors)),
             Message::Addresses(addresses) => Ok(Step::Learn(addresses)),
             Message::Clock { heads, asks, more } => {
-                heads.update(Arc::make_mut(&mut self.theirs));
+                self.update_theirs(&heads)?;
                 if more {
                     return Ok(Step::Nothing);
                 }
@@ -419,6 +426,20 @@ impl Session {
             Message::Claim { unclaimed } => self.end_incoming(now, End::Claim(unclaimed)),
             Message::Yield { whole } => self.end_incoming(now, End::Yield(whole)),
         }
+    }
+
+    fn update_theirs(&mut self, heads: &Heads) -> Result<(), Misbehavior> {
+        if heads.0.is_empty() {
+            return Ok(());
+        }
+        let theirs = Arc::make_mut(&mut self.theirs);
+        heads.update(theirs);
+        let ranges = heads.0.iter().filter_map(|head| theirs.get(head.writer));
+        let too_many = ranges.map(Known::ahead_len).max() > Some(CLOCK_RANGES_MAX);
+        if too_many || theirs.len() > CLOCK_WRITERS_MAX {
+            return Err(Misbehavior::OversizedClock);
+        }
+        Ok(())
     }
 
     /// Notes what the peer knows without its having to tell.
@@ -436,7 +457,7 @@ impl Session {
     }
 
     fn confirm(&mut self, applied: Applied) -> Result<Step, PeerError> {
-        applied.heads.update(Arc::make_mut(&mut self.theirs));
+        self.update_theirs(&applied.heads)?;
         if applied.consumed < self.granted || applied.consumed > self.sent {
             return Err(Misbehavior::NothingToConfirm.into());
         }
@@ -565,14 +586,17 @@ impl Session {
         {
             return 0;
         }
-        let quiet = if self.hello.is_none() {
-            self.started_us + micros(config.hello_timeout)
-        } else if self.awaits_peer() {
+        if self.hello.is_none() {
+            return self.started_us + micros(config.hello_timeout);
+        }
+        if let Some(due) = self.due() {
+            return due;
+        }
+        if self.awaits_peer() {
             self.heard_us + micros(config.stall_timeout)
         } else {
             self.news_us + micros(config.linger)
-        };
-        self.due().map_or(quiet, |due| due.min(quiet))
+        }
     }
 
     /// The error of a peer that has owed something for too long.

@@ -365,7 +365,7 @@ impl Db {
             }
             self.shared.check_open()?;
             if now >= remind {
-                replica.call_everybody(self.shared.clock.now());
+                replica.call_reachable(self.shared.clock.now());
                 self.shared.wake.notify_one();
                 remind = now + REMIND_INTERVAL;
             }

@@ -91,7 +91,7 @@ impl Demo {
         let cluster = format!("demo-{}", std::process::id());
         let replicas = usize::from(args.replicas);
         screen.step("start");
-        let crew = Crew::start(replicas, directory, cluster, secret, true)?;
+        let crew = Crew::start(replicas, directory, cluster, secret, !args.no_multicast)?;
         let places: Vec<String> = crew
             .members
             .iter()
@@ -111,17 +111,21 @@ impl Demo {
     fn discover(&mut self, others: u64) -> Result<(), Failure> {
         self.screen.step("discover");
         let all_met = |reports: &[crew::Report]| reports.iter().all(|report| report.peers >= others);
-        if let Some(took) = self.crew.wait_until(DISCOVERY_PATIENCE, all_met)? {
-            let took = screen::seconds(took);
-            self.screen.tell(&format!("they found each other by multicast in {took}"));
-            return Ok(());
+        let mut why = "multicast is off";
+        if self.crew.has_multicast() {
+            if let Some(took) = self.crew.wait_until(DISCOVERY_PATIENCE, all_met)? {
+                let took = screen::seconds(took);
+                self.screen.tell(&format!("they found each other by multicast in {took}"));
+                return Ok(());
+            }
+            self.crew.forget_multicast();
+            why = "multicast does not work here";
         }
         self.crew.introduce_all()?;
         let took = self.crew.wait_until(DISCOVERY_PATIENCE, all_met)?;
         let took = took.ok_or("the replicas cannot reach each other on 127.0.0.1")?;
-        self.crew.forget_multicast();
         self.screen.tell(&format!(
-            "multicast does not work here: told them each other's addresses, met in {}",
+            "{why}: they were told each other's addresses, and met in {}",
             screen::seconds(took)
         ));
         Ok(())
@@ -166,7 +170,7 @@ impl Demo {
         self.crew.members[last].pause()?;
         let rest: Vec<&str> = self.crew.members[..last].iter().map(|member| member.name).collect();
         let alone = self.crew.members[last].name;
-        self.screen.tell(&format!("the links are cut: {} on one side, {alone} on the other", rest.join(" and ")));
+        self.screen.tell(&format!("the links are cut: {} on one side, {alone} on the other", rest.join(", ")));
         Ok(())
     }
 

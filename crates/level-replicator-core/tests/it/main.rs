@@ -7,6 +7,8 @@ mod conversation;
 mod history;
 mod layering;
 mod limits;
+mod misbehavior;
 mod random_schedules;
 mod samples;
+mod talking;
 mod wire_golden;

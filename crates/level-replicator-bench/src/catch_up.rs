@@ -77,7 +77,9 @@ struct CaughtUp {
 
 fn catch_up(directory: &Path, secret: &Secret, source: &str, keys: u32) -> Result<CaughtUp> {
     let storage = Arc::new(FjallStorage::open(directory, &FjallOptions::default())?);
-    let db = Options::new().secret(secret.clone()).open_with(storage.clone())?;
+    let db = Options::new()
+        .secret(secret.clone())
+        .open_with(storage.clone())?;
 
     let start = Instant::now();
     db.add_peer(source)?;

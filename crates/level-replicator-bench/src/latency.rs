@@ -20,8 +20,8 @@ const SAMPLES: usize = 2_000;
 const WARM_UP: usize = 100;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(crate) const QUESTION: &[u8; 16] = b"bench/question--";
-pub(crate) const ANSWER: &[u8; 16] = b"bench/answer----";
+const QUESTION: &[u8; 16] = b"bench/question--";
+const ANSWER: &[u8; 16] = b"bench/answer----";
 
 pub(crate) fn measure(runs: u32, report: &mut Report) -> Result<()> {
     let row = |measure, goal| Row::new(measure, "ms", goal);
@@ -54,42 +54,42 @@ fn run_ours() -> Result<Vec<Duration>> {
 
     let one_way = sample(|value| {
         db.put(QUESTION, value)?;
-        while !is_seen(&db, &mut events, ANSWER, value)? {}
-        Ok(())
+        loop {
+            let event = events.recv_timeout(TIMEOUT).ok_or("no answer came")?;
+            if is_by_peer(&event) && db.get(ANSWER)?.as_deref() == Some(value) {
+                return Ok(());
+            }
+        }
     })?;
     db.close()?;
     other.end()?;
     Ok(one_way)
 }
 
-/// Waits until a peer changes something; answers whether a key now has this value.
-fn is_seen(db: &Db, events: &mut Events, key: &[u8], value: &[u8]) -> Result<bool> {
-    if !comes_change(events) {
-        return Err("the database was closed".into());
-    }
-    Ok(db.get(key)?.as_deref() == Some(value))
-}
-
-/// Waits until a peer changes something; answers false when the database is closed.
-fn comes_change(events: &mut Events) -> bool {
-    let by_peer = |event| matches!(event, Event::Change { origin: Origin::Peer(_), .. });
-    events.any(by_peer)
-}
-
 /// Answers every question until the database is closed.
-pub(crate) fn answer(db: &Db, mut events: Events) -> Result<()> {
-    while comes_change(&mut events) {
-        if let Some(question) = db.get(QUESTION)? {
+pub(crate) fn answer(db: &Db, events: Events) -> Result<()> {
+    for event in events {
+        if is_by_peer(&event)
+            && let Some(question) = db.get(QUESTION)?
+        {
             db.put(ANSWER, question)?;
         }
     }
     Ok(())
 }
 
+fn is_by_peer(event: &Event) -> bool {
+    let Event::Change { origin, .. } = event else {
+        return false;
+    };
+    matches!(origin, Origin::Peer(_))
+}
+
 fn run_bare() -> Result<Vec<Duration>> {
     let other = OtherProcess::start(Role::Echo, &Secret::generate()?, None)?;
     let mut stream = TcpStream::connect(&other.address)?;
     stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     let mut entry = [0; ENTRY_BYTES];
     let one_way = sample(|value| {
         entry[..value.len()].copy_from_slice(value);

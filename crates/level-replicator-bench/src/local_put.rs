@@ -1,7 +1,8 @@
 //! P1: put by one thread, while nobody else is there.
+//!
+//! All sides take turns of some thousand keys, so whatever else the machine does slows all alike.
 
-use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use level_replicator::{Options, Secret};
 
@@ -9,6 +10,8 @@ use crate::Result;
 use crate::bare::BareEngine;
 use crate::report::{Report, Row};
 use crate::workload::{Key, Value, Workload};
+
+const TURN: usize = 2_000;
 
 pub(crate) fn measure(keys: u32, runs: u32, report: &mut Report) -> Result<()> {
     let workload = Workload::new(keys);
@@ -18,62 +21,52 @@ pub(crate) fn measure(keys: u32, runs: u32, report: &mut Report) -> Result<()> {
     let mut plain = row("P1 put, inserting; the engine's plain put", "");
 
     for _ in 0..runs {
-        let ours = in_new_directory(|directory| run_ours(directory, &workload))?;
-        let bare = in_new_directory(|directory| run_bare(directory, &workload))?;
-        let plain_put = in_new_directory(|directory| {
-            let bare = BareEngine::open(directory)?;
-            puts_per_second(workload.inserts(), |key, value| bare.plain_put(key, value))
-        })?;
-        insert.add(ours.insert, bare.insert);
-        update.add(ours.update, bare.update);
-        plain.add(ours.insert, plain_put);
+        let scratch = tempfile::tempdir()?;
+        let directory = |name| scratch.path().join(name);
+        let db = Options::new()
+            .secret(Secret::generate()?)
+            .open(directory("ours"))?;
+        let mut bare = BareEngine::open(&directory("bare"))?;
+        let bare_plain = BareEngine::open(&directory("plain"))?;
+        let mut put = |key: &Key, value: &Value| Ok(db.put(key, value).map(drop)?);
+        let mut put_bare = |key: &Key, value: &Value| bare.replicated_put(key, value);
+        let mut put_plain = |key: &Key, value: &Value| bare_plain.plain_put(key, value);
+
+        let sides: [Put<'_>; 3] = [&mut put, &mut put_bare, &mut put_plain];
+        let [ours, same, alone] = puts_per_second(workload.inserts(), sides)?;
+        insert.add(ours, same);
+        plain.add(ours, alone);
+
+        let sides: [Put<'_>; 2] = [&mut put, &mut put_bare];
+        let [ours, same] = puts_per_second(workload.updates(), sides)?;
+        update.add(ours, same);
+        db.close()?;
     }
     report.add([insert, update, plain]);
     Ok(())
 }
 
-struct Speeds {
-    insert: f64,
-    update: f64,
-}
+type Put<'a> = &'a mut dyn FnMut(&Key, &Value) -> Result<()>;
 
-fn run_ours(directory: &Path, workload: &Workload) -> Result<Speeds> {
-    let db = Options::new().secret(Secret::generate()?).open(directory)?;
-    let put = |key: &Key, value: &Value| {
-        db.put(key, value)?;
-        Ok(())
-    };
-    let speeds = Speeds {
-        insert: puts_per_second(workload.inserts(), put)?,
-        update: puts_per_second(workload.updates(), put)?,
-    };
-    db.close()?;
-    Ok(speeds)
-}
-
-fn run_bare(directory: &Path, workload: &Workload) -> Result<Speeds> {
-    let mut bare = BareEngine::open(directory)?;
-    let mut put = |key: &Key, value: &Value| bare.replicated_put(key, value);
-    Ok(Speeds {
-        insert: puts_per_second(workload.inserts(), &mut put)?,
-        update: puts_per_second(workload.updates(), &mut put)?,
-    })
-}
-
-fn puts_per_second(
-    entries: impl Iterator<Item = (Key, Value)>,
-    mut put: impl FnMut(&Key, &Value) -> Result<()>,
-) -> Result<f64> {
-    let start = Instant::now();
+/// Lets each side put all entries, turn by turn.
+fn puts_per_second<const SIDES: usize>(
+    mut entries: impl Iterator<Item = (Key, Value)>,
+    mut sides: [Put<'_>; SIDES],
+) -> Result<[f64; SIDES]> {
+    let mut took = [Duration::ZERO; SIDES];
     let mut count = 0;
-    for (key, value) in entries {
-        put(&key, &value)?;
-        count += 1;
+    loop {
+        let turn: Vec<(Key, Value)> = entries.by_ref().take(TURN).collect();
+        if turn.is_empty() {
+            return Ok(took.map(|took| count as f64 / took.as_secs_f64()));
+        }
+        count += turn.len();
+        for (put, took) in sides.iter_mut().zip(&mut took) {
+            let start = Instant::now();
+            for (key, value) in &turn {
+                put(key, value)?;
+            }
+            *took += start.elapsed();
+        }
     }
-    Ok(f64::from(count) / start.elapsed().as_secs_f64())
-}
-
-fn in_new_directory<T>(run: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-    let directory = tempfile::tempdir()?;
-    run(&directory.path().join("data"))
 }

@@ -45,7 +45,10 @@ impl OtherProcess {
         if let Some(directory) = directory {
             command.arg("--directory").arg(directory);
         }
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
 
         let mut input = child.stdin.take().ok_or("the input is piped")?;
         writeln!(input, "{}", secret.to_hex())?;
@@ -86,10 +89,15 @@ pub(crate) fn play(role: Role, directory: Option<&Path>) -> Result<()> {
             let db = listen(secret, directory)?;
             let events = db.events();
             std::thread::scope(|scope| {
-                let answers = scope.spawn(|| latency::answer(&db, events).map_err(|e| e.to_string()));
-                wait_for_end()?;
+                let answer = || latency::answer(&db, events).map_err(|error| error.to_string());
+                let answers = scope.spawn(answer);
+                let ended = wait_for_end();
+                // Closing ends the events, and with them the answers.
                 db.close()?;
-                Ok(answers.join().map_err(|_| "the answering thread panicked")??)
+                answers
+                    .join()
+                    .map_err(|_| "the answering thread panicked")??;
+                ended
             })
         }
     }
@@ -97,7 +105,10 @@ pub(crate) fn play(role: Role, directory: Option<&Path>) -> Result<()> {
 
 fn listen(secret: Secret, directory: Option<&Path>) -> Result<Db> {
     let directory = directory.ok_or("this role needs a directory")?;
-    let db = Options::new().secret(secret).listen("127.0.0.1:0").open(directory)?;
+    let db = Options::new()
+        .secret(secret)
+        .listen("127.0.0.1:0")
+        .open(directory)?;
     let address = db.status().listen.ok_or("the database listens")?;
     println!("{address}");
     Ok(db)

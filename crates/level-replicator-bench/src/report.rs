@@ -26,7 +26,13 @@ impl Row {
 
     /// Adds the outcome of one run.
     pub(crate) fn add(&mut self, ours: f64, baseline: f64) {
-        eprintln!("{}: {} and {} {}", self.measure, number(ours), number(baseline), self.unit);
+        eprintln!(
+            "{}: {} and {} {}",
+            self.measure,
+            number(ours),
+            number(baseline),
+            self.unit
+        );
         self.ours.push(ours);
         self.baseline.push(baseline);
     }
@@ -68,7 +74,10 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "| measure; baseline | unit | ours | baseline | ratio | goal |")?;
+        writeln!(
+            f,
+            "| measure; baseline | unit | ours | baseline | ratio | goal |"
+        )?;
         writeln!(f, "|---|---|---|---|---|---|")?;
         for row in &self.rows {
             writeln!(f, "{row}")?;
@@ -103,7 +112,12 @@ fn summary(values: &[f64]) -> String {
         return String::new();
     };
     let median = ascending[ascending.len() / 2];
-    format!("{} [{}..{}]", number(median), number(*least), number(*greatest))
+    format!(
+        "{} [{}..{}]",
+        number(median),
+        number(*least),
+        number(*greatest)
+    )
 }
 
 /// A number with about three digits that say something.
@@ -127,14 +141,18 @@ fn thousands(value: i64) -> String {
 fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, |cores| cores.get());
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let model = model.map_or("unknown processor", |(_, model)| model);
     format!("{cores} cores of {model}, {}", std::env::consts::OS)
 }
 
 /// The date in UTC, as year-month-day.
 fn today() -> String {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let mut days = since.as_secs() / 86_400;
     let mut year = 1970;
     while days >= days_in_year(year) {

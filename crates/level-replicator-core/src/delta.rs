@@ -22,10 +22,14 @@ pub struct Delta {
     writers: Arc<Writers>,
     /// What the peer knew when the walk began.
     theirs: Arc<Clock>,
+    /// Only this writer's dots are walked over.
+    only: Option<WriterId>,
     ranges: VecDeque<(WriterId, RangeInclusive<u64>)>,
     entries: Option<(WriterId, Entries)>,
     /// A record that did not fit the frame before.
     held_over: Option<(Key, Record)>,
+    /// Dots in the ranges that are not live, or were not visited yet.
+    unvisited: u64,
     /// Something could not be read, so no claim may follow.
     damaged: Option<StateError>,
 }
@@ -42,17 +46,24 @@ pub struct Piece {
 }
 
 impl Delta {
-    /// Walks over `ranges` of the snapshot's log.
+    /// Walks over the dots that `ours` has and `theirs` lacks; if `only` is given, over that
+    /// writer's.
     pub fn new(
         snapshot: Arc<dyn Snapshot>,
         writers: Arc<Writers>,
+        ours: &Clock,
         theirs: Arc<Clock>,
-        ranges: Vec<(WriterId, RangeInclusive<u64>)>,
+        only: Option<WriterId>,
     ) -> Delta {
+        let mut ranges = ours.difference(&theirs);
+        ranges.retain(|(writer, _)| only.is_none_or(|only| *writer == only));
+        let sizes = ranges.iter().map(|(_, range)| range.end() - range.start() + 1);
         Delta {
+            unvisited: sizes.sum(),
             snapshot,
             writers,
             theirs,
+            only,
             ranges: ranges.into(),
             entries: None,
             held_over: None,
@@ -64,7 +75,7 @@ impl Delta {
     pub fn next_piece(&mut self) -> Result<Option<Piece>, StateError> {
         let mut encoder = RecordsEncoder::default();
         let mut records = 0;
-        while encoder.len() < RECORDS_FRAME_TARGET {
+        while encoder.len() < RECORDS_FRAME_TARGET && encoder.has_room_for_key() {
             let next = match self.held_over.take() {
                 Some(record) => Some(record),
                 None => self.next_record()?,
@@ -98,6 +109,12 @@ impl Delta {
         }))
     }
 
+    /// At the end: whether every dot of the ranges was live, so that nothing in them has been
+    /// replaced by a write that may be missing there.
+    pub fn is_gapless(&self) -> bool {
+        self.unvisited == 0
+    }
+
     /// What could not be read, if anything: then the peer lacks something that was not sent.
     pub fn take_damage(&mut self) -> Option<StateError> {
         self.damaged.take()
@@ -121,6 +138,7 @@ impl Delta {
                 continue;
             };
             let (row, key) = entry?;
+            self.unvisited = self.unvisited.saturating_sub(1);
             let dot = Dot {
                 writer,
                 seq: log::seq_of(&row).unwrap_or(0),
@@ -131,7 +149,8 @@ impl Delta {
                     self.damaged = Some(StateError::LogMismatch { dot, key });
                 }
                 Ok(record) => {
-                    let missing = |dot: &Dot| !self.theirs.contains(*dot);
+                    let walked = |dot: &Dot| self.only.is_none_or(|only| dot.writer == only);
+                    let missing = |dot: &Dot| walked(dot) && !self.theirs.contains(*dot);
                     let mut live = record.live.iter().map(|version| version.dot);
                     if live.find(missing) == Some(dot) {
                         return Ok(Some((key, record)));

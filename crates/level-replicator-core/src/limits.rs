@@ -35,6 +35,10 @@ pub const RECORDS_FRAME_TARGET: usize = 64 << 10;
 /// Payload from which compression is tried: smaller ones are dominated by fixed costs.
 pub const COMPRESS_FROM: usize = 1 << 10;
 
+/// Bytes of all keys in one message of records: keys that share their prefix with the one before
+/// are small on the wire, and must not unfold to many times the frame.
+pub const KEYS_PER_MESSAGE_BYTES_MAX: usize = 1 << 20;
+
 /// Writers named by one `Writers` message: keeps it well below a frame.
 pub const DESCRIPTORS_PER_MESSAGE: usize = 4_096;
 

@@ -12,7 +12,7 @@ use crate::codec::{DecodeError, Reader, put_prefixed, put_varint, unzigzag, zigz
 use crate::frame::{self, Frame, WIRE_VERSION};
 use crate::limits::{
     ADDRESS_BYTES_MAX, ADDRESSES_PER_MESSAGE, CLUSTER_BYTES_MAX, DESCRIPTORS_PER_MESSAGE,
-    FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, KEY_BYTES_MAX, SIBLINGS_MAX, UNCLAIMED_PER_MESSAGE,
+    FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, KEY_BYTES_MAX, KEYS_PER_MESSAGE_BYTES_MAX, SIBLINGS_MAX, UNCLAIMED_PER_MESSAGE,
     VALUE_BYTES_CEILING,
 };
 use crate::record::{Content, Key, Record, Version};
@@ -528,6 +528,7 @@ pub struct RecordsEncoder {
     writers: Vec<WriterId>,
     body: Vec<u8>,
     count: u64,
+    key_bytes: usize,
     before: Before,
 }
 
@@ -552,9 +553,15 @@ impl RecordsEncoder {
         self.count == 0
     }
 
+    /// Whether any key can be added without exceeding [`KEYS_PER_MESSAGE_BYTES_MAX`].
+    pub fn has_room_for_key(&self) -> bool {
+        self.key_bytes + KEY_BYTES_MAX <= KEYS_PER_MESSAGE_BYTES_MAX
+    }
+
     /// Adds a record.
     pub fn push(&mut self, key: &Key, record: &Record) {
         self.count += 1;
+        self.key_bytes += key.len();
         match (&record.live[..], record.seen.is_empty()) {
             ([version], true) => self.push_simple(key, version),
             _ => self.push_general(key, record),
@@ -679,6 +686,7 @@ pub fn decode_records(payload: Bytes) -> Result<Vec<(Key, Record)>, DecodeError>
     let mut decoder = RecordsDecoder {
         reader,
         writers,
+        key_bytes: 0,
         before: Before::default(),
     };
     let mut records = Vec::with_capacity(count);
@@ -692,6 +700,7 @@ pub fn decode_records(payload: Bytes) -> Result<Vec<(Key, Record)>, DecodeError>
 struct RecordsDecoder {
     reader: Reader,
     writers: Vec<WriterId>,
+    key_bytes: usize,
     before: Before,
 }
 
@@ -707,6 +716,14 @@ impl RecordsDecoder {
         };
         if key.is_empty() {
             return Err(INVALID);
+        }
+        self.key_bytes += key.len();
+        if self.key_bytes > KEYS_PER_MESSAGE_BYTES_MAX {
+            return Err(DecodeError::TooLarge {
+                what: "keys of records",
+                size: self.key_bytes as u64,
+                limit: KEYS_PER_MESSAGE_BYTES_MAX as u64,
+            });
         }
         self.before.key = key.clone();
         let record = if flags & SIMPLE != 0 {

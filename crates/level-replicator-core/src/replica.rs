@@ -471,6 +471,7 @@ impl Replica {
                 Step::Bye => return Ok(false),
             }
         }
+        session.grant(&self.config);
         self.advance(now, session)?;
         Ok(true)
     }
@@ -513,7 +514,7 @@ impl Replica {
             return false;
         }
         self.remember(now, session, &hello);
-        if self.is_redundant(session, &hello) {
+        if !self.keep_one_link(now, session, &hello) {
             session.say(&Message::Bye);
             return false;
         }
@@ -578,23 +579,32 @@ impl Replica {
         }
     }
 
-    /// Whether another link to the same process serves as well and stays.
+    /// Lets go of all links but one to the same process; answers whether this one stays.
     ///
     /// When both sides dialed, both keep the link that the one with the lesser name made. When one
     /// side dialed twice, that side lets go of the later link.
-    fn is_redundant(&self, session: &Session, hello: &Hello) -> bool {
-        let ours = self.state.replica();
-        self.sessions.values().any(|other| {
-            let same = other.hello.as_ref().is_some_and(|theirs| {
+    fn keep_one_link(&mut self, now: Now, session: &Session, hello: &Hello) -> bool {
+        let we_dialed = session.dialed.is_some();
+        let ours_stays = self.state.replica() < hello.replica;
+        let same_process = |other: &&Session| {
+            other.hello.as_ref().is_some_and(|theirs| {
                 theirs.replica == hello.replica && theirs.instance == hello.instance
-            });
-            let we_dialed = session.dialed.is_some();
-            same && match (we_dialed, other.dialed.is_some()) {
-                (true, true) => true,
-                (false, false) => false,
-                _ => we_dialed == (ours > hello.replica),
+            })
+        };
+        let others = self.sessions.values().filter(same_process);
+        let others: Vec<_> = others.map(|other| (other.link, other.dialed.is_some())).collect();
+        for (other, other_dialed) in others {
+            if we_dialed == other_dialed {
+                if we_dialed {
+                    return false;
+                }
+            } else if we_dialed == ours_stays {
+                self.leave(now, other);
+            } else {
+                return false;
             }
-        })
+        }
+        true
     }
 
     fn describe(&mut self, descriptors: &[Descriptor]) -> Result<(), PeerError> {
@@ -637,12 +647,9 @@ impl Replica {
         if let Some(replica) = session.replica() {
             self.tell_changes(changed, Origin::Peer(replica));
         }
-        match end {
-            Some(_) => {
-                session.close_incoming();
-                session.say_applied(self.state.clock(), false, true);
-            }
-            None => session.grant(&self.config),
+        if end.is_some() {
+            session.close_incoming();
+            session.say_applied(self.state.clock(), false, true);
         }
         if news {
             self.progress_us = now.steady_us;
@@ -813,18 +820,15 @@ impl Replica {
     }
 
     fn begin_streaming(&mut self, session: &mut Session, round: Round) {
-        let mut ranges = round.clock.difference(&session.theirs);
-        if let Some(only) = round.only {
-            ranges.retain(|(writer, _)| *writer == only);
-        }
         if !round.clock.is_empty() {
             self.say_writers(session, &round.writers);
         }
         let delta = Delta::new(
             Arc::clone(&round.snapshot),
             Arc::clone(&round.writers),
+            &round.clock,
             Arc::clone(&session.theirs),
-            ranges,
+            round.only,
         );
         session.outgoing = Outgoing::Streaming(round, delta);
     }
@@ -875,7 +879,7 @@ impl Replica {
         let complete = damage.is_none() && !too_long;
         session.owes_claim = !(complete && rest_is_known);
         if session.owes_claim {
-            let whole = round.only.filter(|_| complete);
+            let whole = round.only.filter(|_| complete && delta.is_gapless());
             session.say(&Message::Yield { whole });
             let due = now.plus(self.config.relay_delay);
             session.offer_us = Some(session.offer_us.map_or(due, |before| before.min(due)));

@@ -349,7 +349,7 @@ impl Session {
 
     /// Grants the peer more bytes once a good part of the window is used up.
     pub fn grant(&mut self, config: &Config) {
-        if self.consumed - self.consumed_told >= config.window as u64 / 4 {
+        if self.consumed - self.consumed_told >= (config.window as u64 / 4).max(1) {
             self.say(&Message::Applied(Applied {
                 consumed: self.consumed,
                 ..Applied::default()
@@ -576,7 +576,8 @@ impl Session {
         if !self.heard || !matches!(self.outgoing, Outgoing::Idle) {
             return None;
         }
-        if self.push { Some(0) } else { self.offer_us }
+        let wanted = self.wants_exchange && self.exchange.is_none();
+        if self.push || wanted { Some(0) } else { self.offer_us }
     }
 
     /// When something must happen on this link though nothing comes, in steady microseconds.

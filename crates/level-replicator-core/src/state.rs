@@ -469,18 +469,20 @@ impl State {
         reach: Reach<'_>,
     ) -> BTreeSet<WriterId> {
         let mut unclaimed = self.unclaimed.clone();
-        let theirs = match reach {
-            Reach::Part => {
-                unclaimed.extend(added.iter().map(|(writer, _)| writer));
-                return unclaimed;
-            }
-            Reach::Writer(whole) => {
-                let others = added.iter().map(|(writer, _)| writer);
-                unclaimed.extend(others.filter(|writer| *writer != whole));
-                return unclaimed;
-            }
-            Reach::Snapshot(theirs) => theirs,
+        let whole = match reach {
+            Reach::Part => None,
+            Reach::Writer(writer) => Some(writer),
+            Reach::Snapshot(theirs) => return self.unclaimed_after_claim(context, theirs),
         };
+        let news = added.iter().filter(|(writer, known)| {
+            Some(*writer) != whole && !self.clock.covers_writer(*writer, known)
+        });
+        unclaimed.extend(news.map(|(writer, _)| writer));
+        unclaimed
+    }
+
+    fn unclaimed_after_claim(&self, context: &Clock, theirs: &[WriterId]) -> BTreeSet<WriterId> {
+        let mut unclaimed = self.unclaimed.clone();
         unclaimed.retain(|writer| {
             let known = self.clock.get(*writer);
             let covered = known.is_none_or(|known| context.covers_writer(*writer, known));

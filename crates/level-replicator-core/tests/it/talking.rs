@@ -41,6 +41,9 @@ fn in_a_full_mesh_a_record_crosses_to_each_replica_about_once() {
     cluster.introduce_all();
     cluster.put(0, "key", "value");
     cluster.run_for_ms(200);
+    for node in 0..5 {
+        assert_eq!(cluster.node(node).replica.sessions().count(), 4, "links of node {node}");
+    }
     let sent: u64 = (0..5).map(|node| cluster.node(node).sent_bytes).sum();
     // Nothing that could be compressed.
     let mut state = 1u64;

@@ -25,7 +25,10 @@ fn traffic(db: &Db) -> u64 {
 }
 
 fn log_entries(storage: &MemoryStorage) -> usize {
-    storage.snapshot().range(Table::Log, Bound::Unbounded, Bound::Unbounded).count()
+    storage
+        .snapshot()
+        .range(Table::Log, Bound::Unbounded, Bound::Unbounded)
+        .count()
 }
 
 #[test]
@@ -54,22 +57,33 @@ fn one_write_starts_few_connections_and_they_close() {
     let first = in_memory(listening().linger(linger));
     let second = in_memory(listening().linger(linger).peer(address(&first)));
     second.sync_now(PATIENCE).expect("the peer is reached");
-    eventually("the links are closed", || first.status().links + second.status().links == 0);
+    eventually("the links are closed", || {
+        first.status().links + second.status().links == 0
+    });
     let before = first.status().traffic.conversations;
 
     first.put("key", "value").expect("a write");
     agree(&[&first, &second]);
-    eventually("the links are closed", || first.status().links + second.status().links == 0);
+    eventually("the links are closed", || {
+        first.status().links + second.status().links == 0
+    });
     let started = first.status().traffic.conversations - before;
-    assert!((1..=3).contains(&started), "one write started {started} conversations");
+    assert!(
+        (1..=3).contains(&started),
+        "one write started {started} conversations"
+    );
 }
 
 #[test]
 fn twenty_keys_written_at_once_on_two_replicas_end_equal() {
     let (first, second) = (in_memory(listening()), in_memory(listening()));
     for number in 0..20 {
-        first.put(format!("{number:02}"), "of first").expect("a write");
-        second.put(format!("{number:02}"), "of second").expect("a write");
+        first
+            .put(format!("{number:02}"), "of first")
+            .expect("a write");
+        second
+            .put(format!("{number:02}"), "of second")
+            .expect("a write");
     }
     first.add_peer(address(&second)).expect("an address");
     agree(&[&first, &second]);
@@ -112,7 +126,10 @@ fn three_replicas_agree_with_a_resolver() {
     }
     agree(&nodes.iter().collect::<Vec<_>>());
     for db in &nodes {
-        assert!(contents(db).values().all(|value| value == b"a"), "the least wins everywhere");
+        assert!(
+            contents(db).values().all(|value| value == b"a"),
+            "the least wins everywhere"
+        );
         assert_eq!(db.iter().count(), 5);
     }
 }
@@ -142,7 +159,9 @@ fn writes_after_a_restart_replicate() {
     for round in 0..4 {
         let key = format!("round {round}");
         first.put(&key, "value").expect("a write");
-        first.put("every round", round.to_string()).expect("a write");
+        first
+            .put("every round", round.to_string())
+            .expect("a write");
         second.sync_now(PATIENCE).expect("the peer is reached");
         assert_eq!(text(&second, &key).as_deref(), Some("value"));
         assert_eq!(sibling_texts(&second, "every round"), [round.to_string()]);
@@ -165,13 +184,24 @@ fn catching_up_costs_in_proportion_to_what_is_missing() {
         batch.commit().expect("a write");
         let second = in_memory(alone().peer(address(&first)));
         second.sync_now(PATIENCE).expect("the peer is reached");
-        assert_eq!(second.status().traffic.received_records as usize, keys, "each crosses once");
+        assert_eq!(
+            second.status().traffic.received_records as usize,
+            keys,
+            "each crosses once"
+        );
         agree(&[&first, &second]);
         traffic(&second) as f64
     };
     let (half, whole) = (cost(2_000), cost(4_000));
-    assert!(whole <= 2.3 * half, "2,000 keys cost {half} bytes, 4,000 cost {whole}");
-    assert!(whole / 4_000.0 <= 160.0, "{} bytes a key of 112", whole / 4_000.0);
+    assert!(
+        whole <= 2.3 * half,
+        "2,000 keys cost {half} bytes, 4,000 cost {whole}"
+    );
+    assert!(
+        whole / 4_000.0 <= 160.0,
+        "{} bytes a key of 112",
+        whole / 4_000.0
+    );
 }
 
 #[test]
@@ -185,7 +215,10 @@ fn log_and_index_do_not_grow_with_overwrites() {
         agree(&[&db, &peer]);
     }
     let rows = |storage: &MemoryStorage, table| {
-        storage.snapshot().range(table, Bound::Unbounded, Bound::Unbounded).count()
+        storage
+            .snapshot()
+            .range(table, Bound::Unbounded, Bound::Unbounded)
+            .count()
     };
     for storage in [&storage, &peer_storage] {
         assert_eq!(log_entries(storage), 1, "20 overwrites leave one entry");
@@ -203,8 +236,11 @@ fn writes_are_passed_on_between_replicas_that_never_meet() {
     let first = in_memory(alone().peer(address(&middle)));
     let last = in_memory(alone().peer(address(&middle)));
     for number in 0..10 {
-        first.put(format!("first {number}"), "value").expect("a write");
-        last.put(format!("last {number}"), "value").expect("a write");
+        first
+            .put(format!("first {number}"), "value")
+            .expect("a write");
+        last.put(format!("last {number}"), "value")
+            .expect("a write");
     }
     agree(&[&first, &middle, &last]);
     assert_eq!(last.iter().count(), 20);
@@ -228,7 +264,11 @@ fn a_stranger_cannot_write() {
     raw.write_all(&noise(5_000)).ok();
 
     assert_eq!((db.digest().expect("a digest"), db.status().clock), before);
-    assert_eq!(text(&stranger, "key").as_deref(), Some("forged"), "and it reads nothing either");
+    assert_eq!(
+        text(&stranger, "key").as_deref(),
+        Some("forged"),
+        "and it reads nothing either"
+    );
     assert_eq!(db.status().traffic.received_records, 0);
 }
 
@@ -247,7 +287,10 @@ fn the_same_key_twice_in_a_batch_and_ten_puts_at_once_are_counted_right() {
     let first = in_memory(listening());
     let mut batch = first.batch();
     batch.put("key", "1").put("key", "2");
-    let dot = batch.commit().expect("a write").expect("something was written");
+    let dot = batch
+        .commit()
+        .expect("a write")
+        .expect("something was written");
     assert_eq!(dot.seq, 1);
 
     let dots: BTreeSet<u64> = thread::scope(|scope| {
@@ -257,7 +300,10 @@ fn the_same_key_twice_in_a_batch_and_ten_puts_at_once_are_counted_right() {
                 scope.spawn(move || first.put("key", number.to_string()).expect("a write").seq)
             })
             .collect();
-        writers.into_iter().map(|writer| writer.join().expect("no panic")).collect()
+        writers
+            .into_iter()
+            .map(|writer| writer.join().expect("no panic"))
+            .collect()
     });
     assert_eq!(dots, (2..=11).collect());
     assert_eq!(sibling_texts(&first, "key").len(), 1);
@@ -270,8 +316,14 @@ fn the_same_key_twice_in_a_batch_and_ten_puts_at_once_are_counted_right() {
 #[test]
 fn the_defaults_of_the_readme_work() {
     let (here, there) = (directory(), directory());
-    let first = Options::new().listen("127.0.0.1:0").open(here.path()).expect("it opens");
-    let second = Options::new().peer(address(&first)).open(there.path()).expect("it opens");
+    let first = Options::new()
+        .listen("127.0.0.1:0")
+        .open(here.path())
+        .expect("it opens");
+    let second = Options::new()
+        .peer(address(&first))
+        .open(there.path())
+        .expect("it opens");
     first.put("some-key", "some-value").expect("a write");
     agree(&[&first, &second]);
     assert_eq!(text(&second, "some-key").as_deref(), Some("some-value"));
@@ -290,13 +342,24 @@ fn two_replicas_do_not_end_with_each_others_value() {
     agree(&[&first, &second]);
     for round in 0..30 {
         thread::scope(|scope| {
-            scope.spawn(|| first.put("key", format!("of first {round}")).expect("a write"));
-            scope.spawn(|| second.put("key", format!("of second {round}")).expect("a write"));
+            scope.spawn(|| {
+                first
+                    .put("key", format!("of first {round}"))
+                    .expect("a write")
+            });
+            scope.spawn(|| {
+                second
+                    .put("key", format!("of second {round}"))
+                    .expect("a write")
+            });
         });
         agree(&[&first, &second]);
         assert_eq!(text(&first, "key"), text(&second, "key"));
         let shown = text(&first, "key").expect("a value");
-        assert!(shown.ends_with(&round.to_string()), "an older value shows: {shown}");
+        assert!(
+            shown.ends_with(&round.to_string()),
+            "an older value shows: {shown}"
+        );
     }
 }
 
@@ -333,21 +396,31 @@ fn idle_traffic_does_not_grow_with_the_number_of_keys() {
         // What is left of the catch-up ends here.
         for _ in 0..2 {
             second.sync_now(PATIENCE).expect("the peer is reached");
-            eventually("no link is left", || first.status().links + second.status().links == 0);
+            eventually("no link is left", || {
+                first.status().links + second.status().links == 0
+            });
         }
         let before = second.status().traffic;
         for _ in 0..5 {
             second.sync_now(PATIENCE).expect("the peer is reached");
-            eventually("no link is left", || first.status().links + second.status().links == 0);
+            eventually("no link is left", || {
+                first.status().links + second.status().links == 0
+            });
         }
         let after = second.status().traffic;
         let conversations = after.conversations - before.conversations;
         assert_eq!(after.received_records, before.received_records);
         let sent = (after.sent_bytes - before.sent_bytes) / conversations;
         let received = (after.received_bytes - before.received_bytes) / conversations;
-        assert!(sent <= 300 && received <= 300, "{sent} bytes there and {received} back");
+        assert!(
+            sent <= 300 && received <= 300,
+            "{sent} bytes there and {received} back"
+        );
         sent + received
     };
     let (few, many) = (cost(10), cost(3_000));
-    assert!(many <= few + 20, "{few} bytes with 10 keys, {many} with 3,000");
+    assert!(
+        many <= few + 20,
+        "{few} bytes with 10 keys, {many} with 3,000"
+    );
 }

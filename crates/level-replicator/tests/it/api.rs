@@ -37,7 +37,6 @@ fn with_siblings(resolver: Resolver) -> (Node, Node) {
     (first, second)
 }
 
-
 #[test]
 fn what_is_put_is_got_until_it_is_deleted() {
     let db = open(alone());
@@ -94,19 +93,36 @@ fn a_batch_is_written_as_one_and_nothing_of_it_when_it_is_dropped() {
     assert_eq!(keys(db.iter()), ["old"]);
 
     let mut batch = db.batch();
-    batch.put("new", "value").delete("old").put("newer", "value");
-    let last = batch.commit().expect("a write").expect("something was written");
+    batch
+        .put("new", "value")
+        .delete("old")
+        .put("newer", "value");
+    let last = batch
+        .commit()
+        .expect("a write")
+        .expect("something was written");
 
     assert_eq!(keys(db.iter()), ["new", "newer"]);
-    assert_eq!(last.seq, 4, "one dot for the first put, three for the batch");
+    assert_eq!(
+        last.seq, 4,
+        "one dot for the first put, three for the batch"
+    );
 }
 
 #[test]
 fn of_several_operations_on_one_key_in_a_batch_the_last_counts() {
     let db = open(alone());
     let mut batch = db.batch();
-    batch.put("a", "1").put("b", "1").put("a", "2").delete("b").put("a", "3");
-    let last = batch.commit().expect("a write").expect("something was written");
+    batch
+        .put("a", "1")
+        .put("b", "1")
+        .put("a", "2")
+        .delete("b")
+        .put("a", "3");
+    let last = batch
+        .commit()
+        .expect("a write")
+        .expect("something was written");
 
     assert_eq!(text(&db, "a").as_deref(), Some("3"));
     assert_eq!(text(&db, "b"), None);
@@ -128,12 +144,21 @@ fn ranges_keep_to_all_kinds_of_bounds() {
     assert_eq!(keys(db.range(.."c")), ["a", "b"]);
     assert_eq!(keys(db.range(..="c")), ["a", "b", "c"]);
     assert_eq!(keys(db.range::<&str>(..)), ["a", "b", "c", "d", "e"]);
-    assert_eq!(keys(db.range::<&str>((Bound::Excluded("b"), Bound::Excluded("d")))), ["c"]);
-    assert_eq!(keys(db.range::<&str>((Bound::Excluded("b"), Bound::Included("d")))), ["c", "d"]);
+    assert_eq!(
+        keys(db.range::<&str>((Bound::Excluded("b"), Bound::Excluded("d")))),
+        ["c"]
+    );
+    assert_eq!(
+        keys(db.range::<&str>((Bound::Excluded("b"), Bound::Included("d")))),
+        ["c", "d"]
+    );
     assert_eq!(keys(db.range("bb".."cc")), ["c"]);
     assert_eq!(keys(db.range("b".."b")), [""; 0]);
     assert_eq!(keys(db.range("b"..="b")), ["b"]);
-    assert_eq!(keys(db.range::<&str>((Bound::Excluded("b"), Bound::Excluded("b")))), [""; 0]);
+    assert_eq!(
+        keys(db.range::<&str>((Bound::Excluded("b"), Bound::Excluded("b")))),
+        [""; 0]
+    );
     let (greater, less) = ("d", "b");
     assert_eq!(keys(db.range(greater..less)), [""; 0]);
     assert_eq!(keys(db.range(""..)), ["a", "b", "c", "d", "e"]);
@@ -146,7 +171,11 @@ fn a_range_is_read_from_both_ends_and_meets_in_the_middle() {
 
     let mut range = db.range("a"..="d");
     let mut next = |back: bool| {
-        let entry = if back { range.next_back() } else { range.next() };
+        let entry = if back {
+            range.next_back()
+        } else {
+            range.next()
+        };
         entry.map(|entry| entry.expect("an entry").0)
     };
     assert_eq!(next(false).as_deref(), Some(&b"a"[..]));
@@ -159,7 +188,9 @@ fn a_range_is_read_from_both_ends_and_meets_in_the_middle() {
 
 fn keys_back(range: level_replicator::Range) -> Vec<String> {
     let backwards = range.rev();
-    backwards.map(|entry| String::from_utf8_lossy(&entry.expect("an entry").0).into_owned()).collect()
+    backwards
+        .map(|entry| String::from_utf8_lossy(&entry.expect("an entry").0).into_owned())
+        .collect()
 }
 
 #[test]
@@ -187,7 +218,10 @@ fn a_snapshot_and_a_running_range_stay_at_their_moment() {
     db.delete("c").expect("a delete");
     db.put("d", "new").expect("a write");
 
-    assert_eq!(view.get("b").expect("a read").as_deref(), Some(&b"value of b"[..]));
+    assert_eq!(
+        view.get("b").expect("a read").as_deref(),
+        Some(&b"value of b"[..])
+    );
     assert_eq!(keys(view.iter()), ["a", "b", "c"]);
     assert_eq!(keys(view.range("b"..)), ["b", "c"]);
     assert_eq!(keys(view.prefix("c")), ["c"]);
@@ -232,7 +266,11 @@ fn eight_threads_that_count_in_one_key_lose_no_count() {
 #[test]
 fn an_update_that_answers_nothing_deletes() {
     let db = with_keys(&["key"]);
-    assert!(db.update("key", |_| None::<&str>).expect("a write").is_some());
+    assert!(
+        db.update("key", |_| None::<&str>)
+            .expect("a write")
+            .is_some()
+    );
     assert_eq!(text(&db, "key"), None);
     assert_eq!(db.update("key", |_| None::<&str>).expect("no error"), None);
 }
@@ -253,7 +291,10 @@ fn a_transaction_runs_again_when_what_it_read_has_changed() {
         t.put("b", "written");
         Ok(seen)
     });
-    assert_eq!(seen.expect("a commit").as_deref(), Some(&b"changed meanwhile"[..]));
+    assert_eq!(
+        seen.expect("a commit").as_deref(),
+        Some(&b"changed meanwhile"[..])
+    );
     assert_eq!(runs.into_inner(), 2);
     assert_eq!(text(&db, "b").as_deref(), Some("written"));
 }
@@ -316,7 +357,10 @@ fn a_transaction_that_always_meets_another_writer_gives_up() {
         t.put("other", "value");
         Ok(())
     });
-    assert!(matches!(outcome, Err(Error::Contended { attempts: 1_000 })), "{outcome:?}");
+    assert!(
+        matches!(outcome, Err(Error::Contended { attempts: 1_000 })),
+        "{outcome:?}"
+    );
     assert_eq!(text(&db, "other"), None);
 }
 
@@ -344,7 +388,10 @@ fn siblings_are_listed_in_one_order_and_end_with_a_resolution() {
 #[test]
 fn a_resolution_to_what_all_siblings_are_writes_nothing() {
     let db = open(alone());
-    assert!(db.resolve("key", "value").expect("a write").is_some(), "there was no value before");
+    assert!(
+        db.resolve("key", "value").expect("a write").is_some(),
+        "there was no value before"
+    );
     let before = db.status().clock;
     assert_eq!(db.resolve("key", "value").expect("no error"), None);
     assert_eq!(db.status().clock, before);
@@ -367,11 +414,19 @@ fn resolvers_pick_and_merge_what_readers_see() {
     assert_eq!(text(&first, "key").as_deref(), Some("first"));
     assert_eq!(contents(&first)[&b"key"[..]], b"first");
 
-    let (first, second) = with_siblings(Resolver::merge(|a, b| [&a.value[..], b"+", &b.value[..]].concat()));
+    let (first, second) = with_siblings(Resolver::merge(|a, b| {
+        [&a.value[..], b"+", &b.value[..]].concat()
+    }));
     assert_eq!(text(&first, "key").as_deref(), Some("first+second"));
     assert_eq!(text(&second, "key").as_deref(), Some("first+second"));
-    assert_eq!(sibling_texts(&first, "key"), ["first", "second"], "a merge writes nothing");
-    let old = first.update("key", |old| old.map(<[u8]>::to_ascii_uppercase)).expect("a write");
+    assert_eq!(
+        sibling_texts(&first, "key"),
+        ["first", "second"],
+        "a merge writes nothing"
+    );
+    let old = first
+        .update("key", |old| old.map(<[u8]>::to_ascii_uppercase))
+        .expect("a write");
     assert!(old.is_some());
     assert_eq!(sibling_texts(&first, "key"), ["FIRST+SECOND"]);
 }
@@ -385,7 +440,10 @@ fn another_resolver_after_a_reopen_changes_the_view_and_nothing_else() {
     let first = first.reopen(listening().resolver(Resolver::first_write_wins()));
 
     assert_eq!(text(&first, "key").as_deref(), Some("first"));
-    assert_eq!((first.digest().expect("a digest"), first.status().clock), before);
+    assert_eq!(
+        (first.digest().expect("a digest"), first.status().clock),
+        before
+    );
     assert_eq!(sibling_texts(&first, "key"), ["first", "second"]);
     assert_eq!(text(&second, "key").as_deref(), Some("second"));
 }
@@ -395,7 +453,10 @@ fn keys_are_refused_when_empty_or_over_the_limit_and_taken_at_it() {
     let db = open(alone());
     let (at_limit, over) = (vec![b'k'; 65_000], vec![b'k'; 65_001]);
     db.put(&at_limit, "value").expect("a key at the limit");
-    assert_eq!(db.get(&at_limit).expect("a read").as_deref(), Some(&b"value"[..]));
+    assert_eq!(
+        db.get(&at_limit).expect("a read").as_deref(),
+        Some(&b"value"[..])
+    );
     assert_eq!(db.iter().count(), 1);
     let before = db.status().clock;
 
@@ -404,10 +465,20 @@ fn keys_are_refused_when_empty_or_over_the_limit_and_taken_at_it() {
     assert!(matches!(db.delete(""), Err(Error::EmptyKey)));
     assert!(matches!(db.siblings(""), Err(Error::EmptyKey)));
     assert!(matches!(db.resolve("", "value"), Err(Error::EmptyKey)));
-    assert!(matches!(db.update("", |_| Some("value")), Err(Error::EmptyKey)));
+    assert!(matches!(
+        db.update("", |_| Some("value")),
+        Err(Error::EmptyKey)
+    ));
     assert!(matches!(db.snapshot().get(""), Err(Error::EmptyKey)));
     let is_too_large = |error: Option<Error>| {
-        matches!(error, Some(Error::TooLarge { size: 65_001, limit: 65_000, .. }))
+        matches!(
+            error,
+            Some(Error::TooLarge {
+                size: 65_001,
+                limit: 65_000,
+                ..
+            })
+        )
     };
     assert!(is_too_large(db.put(&over, "value").err()));
     assert!(is_too_large(db.get(&over).err()));
@@ -423,18 +494,36 @@ fn values_are_refused_over_the_limit_and_an_option_raises_it() {
     let refused = db.put("key", &value);
     assert!(matches!(
         refused,
-        Err(Error::TooLarge { size: 8_388_609, limit: 8_388_608, .. })
+        Err(Error::TooLarge {
+            size: 8_388_609,
+            limit: 8_388_608,
+            ..
+        })
     ));
     assert_eq!(db.status().writer, None);
     db.put("key", &value[1..]).expect("a value at the limit");
-    assert_eq!(db.get("key").expect("a read").map(|value| value.len()), Some(8 * MIB));
+    assert_eq!(
+        db.get("key").expect("a read").map(|value| value.len()),
+        Some(8 * MIB)
+    );
 
     let db = db.reopen(alone().value_bytes_max(8 * MIB + 1));
     db.put("key", &value).expect("the limit was raised");
-    assert_eq!(db.get("key").expect("a read").map(|value| value.len()), Some(8 * MIB + 1));
+    assert_eq!(
+        db.get("key").expect("a read").map(|value| value.len()),
+        Some(8 * MIB + 1)
+    );
 
-    let refused = alone().value_bytes_max(64 * MIB + 1).open(directory().path());
-    assert!(matches!(refused, Err(Error::InvalidOption { option: "value_bytes_max", .. })));
+    let refused = alone()
+        .value_bytes_max(64 * MIB + 1)
+        .open(directory().path());
+    assert!(matches!(
+        refused,
+        Err(Error::InvalidOption {
+            option: "value_bytes_max",
+            ..
+        })
+    ));
 }
 
 #[test]
@@ -470,7 +559,11 @@ fn a_batch_of_a_million_operations_is_taken_and_one_more_refused() {
     let refused = batch.commit();
     assert!(matches!(
         refused,
-        Err(Error::TooLarge { size: 1_000_001, limit: 1_000_000, .. })
+        Err(Error::TooLarge {
+            size: 1_000_001,
+            limit: 1_000_000,
+            ..
+        })
     ));
     assert_eq!(db.status().clock, before);
 }
@@ -487,7 +580,11 @@ fn a_batch_of_more_than_256_mebibytes_is_refused() {
     let refused = batch.commit();
     assert!(matches!(
         refused,
-        Err(Error::TooLarge { size: 268_435_488, limit: 268_435_456, .. })
+        Err(Error::TooLarge {
+            size: 268_435_488,
+            limit: 268_435_456,
+            ..
+        })
     ));
     assert_eq!(db.status().writer, None);
 }
@@ -499,24 +596,39 @@ fn a_reopen_keeps_everything_after_a_close_and_after_a_drop() {
     db.delete("d").expect("a delete");
     let seen = |db: &Db| {
         let status = db.status();
-        (contents(db), db.digest().expect("a digest"), status.clock, status.replica, status.keys)
+        (
+            contents(db),
+            db.digest().expect("a digest"),
+            status.clock,
+            status.replica,
+            status.keys,
+        )
     };
     let before = seen(&db);
     assert_eq!(before.4, Some(3));
 
     let db = db.reopen(alone());
-    assert!(db.status().digest.is_some(), "after a clean close nothing has to be counted");
+    assert!(
+        db.status().digest.is_some(),
+        "after a clean close nothing has to be counted"
+    );
     assert_eq!(seen(&db), before);
 
     let Node { db, directory } = db;
     drop(db);
-    let db = alone().open(directory.path()).expect("a dropped database opens again");
+    let db = alone()
+        .open(directory.path())
+        .expect("a dropped database opens again");
     assert!(db.status().digest.is_some(), "a drop closes as well");
     assert_eq!(seen(&db), before);
 
     db.put("e", "new").expect("a write");
     assert_ne!(db.digest().expect("a digest"), before.1);
-    assert_eq!(db.status().clock.len(), 2, "each open that writes has a writer of its own");
+    assert_eq!(
+        db.status().clock.len(),
+        2,
+        "each open that writes has a writer of its own"
+    );
 }
 
 #[test]
@@ -541,14 +653,23 @@ fn events_tell_of_local_and_remote_changes_and_of_conflicts() {
         Event::Change { key, origin } => Some((key.to_vec(), *origin)),
         _ => None,
     };
-    assert_eq!(wait_for(&mut at_first, "own change", change), (b"key".to_vec(), Origin::Local));
-    assert_eq!(wait_for(&mut at_second, "own change", change), (b"key".to_vec(), Origin::Local));
+    assert_eq!(
+        wait_for(&mut at_first, "own change", change),
+        (b"key".to_vec(), Origin::Local)
+    );
+    assert_eq!(
+        wait_for(&mut at_second, "own change", change),
+        (b"key".to_vec(), Origin::Local)
+    );
 
     first.add_peer(second.address()).expect("an address");
 
     for (events, other) in [(&mut at_first, &second), (&mut at_second, &first)] {
         let from = Origin::Peer(other.status().replica);
-        assert_eq!(wait_for(events, "remote change", change), (b"key".to_vec(), from));
+        assert_eq!(
+            wait_for(events, "remote change", change),
+            (b"key".to_vec(), from)
+        );
         let key = wait_for(events, "conflict", |event| match event {
             Event::Conflict { key } => Some(key.clone()),
             _ => None,
@@ -586,7 +707,10 @@ fn receivers_end_when_the_database_is_closed() {
     let waiting = thread::spawn(move || events.by_ref().count());
     db.close().expect("it closes");
     assert_eq!(waiting.join().expect("no panic"), 1);
-    assert!(db.events().recv().is_none(), "a receiver made after the end ends at once");
+    assert!(
+        db.events().recv().is_none(),
+        "a receiver made after the end ends at once"
+    );
 }
 
 #[test]
@@ -626,7 +750,9 @@ fn a_close_frees_the_port_and_the_directory_while_handles_remain() {
     // Nothing is read after the end, so the engine may go; the handles may stay.
     let Node { db, directory } = db;
     drop((db, clone));
-    alone().open(directory.path()).expect("the directory is free");
+    alone()
+        .open(directory.path())
+        .expect("the directory is free");
 }
 
 /// A write that met a close half-way must not be answered with success and then be missing from the
@@ -654,7 +780,10 @@ fn a_write_that_races_with_a_close_is_refused_or_whole() {
                 .collect();
             eventually("the writers run", || started.load(Ordering::Acquire));
             db.close().expect("it closes");
-            writers.into_iter().map(|writer| writer.join().expect("no panic")).sum()
+            writers
+                .into_iter()
+                .map(|writer| writer.join().expect("no panic"))
+                .sum()
         });
         drop(db);
 
@@ -662,21 +791,35 @@ fn a_write_that_races_with_a_close_is_refused_or_whole() {
         let db = open_in_memory(listening().peer(address(&peer)), &storage);
         assert_eq!(db.iter().count(), acknowledged + 1, "round {round}");
         db.sync_now(PATIENCE).expect("the peer is reached");
-        assert_eq!(contents(&peer).len(), acknowledged + 1, "round {round}: a write never reaches a peer");
-        assert_eq!(peer.digest().expect("a digest"), db.digest().expect("a digest"), "round {round}");
+        assert_eq!(
+            contents(&peer).len(),
+            acknowledged + 1,
+            "round {round}: a write never reaches a peer"
+        );
+        assert_eq!(
+            peer.digest().expect("a digest"),
+            db.digest().expect("a digest"),
+            "round {round}"
+        );
     }
 }
 
 #[test]
 fn a_database_is_used_inside_a_runtime_of_several_threads() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build();
-    runtime.expect("a runtime").block_on(use_inside_async_code());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .build();
+    runtime
+        .expect("a runtime")
+        .block_on(use_inside_async_code());
 }
 
 #[test]
 fn a_database_is_used_inside_a_runtime_of_one_thread() {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
-    runtime.expect("a runtime").block_on(use_inside_async_code());
+    runtime
+        .expect("a runtime")
+        .block_on(use_inside_async_code());
 }
 
 async fn use_inside_async_code() {
@@ -684,7 +827,9 @@ async fn use_inside_async_code() {
     let second = open(listening().peer(first.address()));
     let mut events = second.events();
     let dot = first.put("key", "value").expect("a write");
-    first.wait_replicated(dot, 1, PATIENCE).expect("it is replicated");
+    first
+        .wait_replicated(dot, 1, PATIENCE)
+        .expect("it is replicated");
     let copy = first.db.clone();
     let task = tokio::spawn(async move { text(&copy, "key") });
     assert_eq!(task.await.expect("no panic").as_deref(), Some("value"));
@@ -725,7 +870,8 @@ fn durable_writes_of_eight_threads_are_all_kept() {
             let db = &db;
             scope.spawn(move || {
                 for number in 0..10 {
-                    db.put(format!("{thread}/{number}"), "value").expect("a durable write");
+                    db.put(format!("{thread}/{number}"), "value")
+                        .expect("a durable write");
                 }
             });
         }

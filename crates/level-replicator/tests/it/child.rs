@@ -122,11 +122,17 @@ fn tell(line: impl std::fmt::Display) {
 
 fn options(cluster: &str, peer: &str) -> Options {
     let options = Options::new().cluster(cluster).listen("127.0.0.1:0");
-    if peer.is_empty() { options } else { options.peer(peer) }
+    if peer.is_empty() {
+        options
+    } else {
+        options.peer(peer)
+    }
 }
 
 fn open(path: &str, options: Options) -> Db {
-    options.open(Path::new(path)).expect("the child's directory opens")
+    options
+        .open(Path::new(path))
+        .expect("the child's directory opens")
 }
 
 /// Writes key after key and tells of each when it is acknowledged.
@@ -141,7 +147,8 @@ fn write_until_killed(arguments: &[&str]) {
         db.put(&key, format!("value of {key}")).expect("a write");
         if number % 10 == 3 {
             // Some that are written twice, and some that are deleted.
-            db.put(&key, format!("second value of {key}")).expect("a write");
+            db.put(&key, format!("second value of {key}"))
+                .expect("a write");
         }
         tell(format_args!("acknowledged {key}"));
     }
@@ -167,7 +174,8 @@ fn obey(arguments: &[&str]) {
                 tell(format_args!("value {}", value.unwrap_or_default()));
             }
             ["sync"] => {
-                db.sync_now(Duration::from_secs(10)).expect("the peers are reached");
+                db.sync_now(Duration::from_secs(10))
+                    .expect("the peers are reached");
                 tell("done");
             }
             _ => panic!("no such command: {line}"),
@@ -204,7 +212,12 @@ fn fill(arguments: &[&str]) {
     let readable = db.get("left/000000").is_ok_and(|value| value.is_some());
     tell(format_args!("readable {readable}"));
     let again = db.put("small", "value");
-    tell(format_args!("again {}", again.err().map_or("ok".to_owned(), |error| error.to_string())));
+    tell(format_args!(
+        "again {}",
+        again
+            .err()
+            .map_or("ok".to_owned(), |error| error.to_string())
+    ));
 }
 
 /// Bytes that do not compress.

@@ -47,7 +47,9 @@ impl Node {
         let Node { db, directory } = self;
         db.close().expect("a healthy database closes");
         drop(db);
-        let db = options.open(directory.path()).expect("a closed database opens again");
+        let db = options
+            .open(directory.path())
+            .expect("a closed database opens again");
         Node { db, directory }
     }
 
@@ -66,14 +68,18 @@ pub(crate) fn address(db: &Db) -> String {
 #[track_caller]
 pub(crate) fn open(options: Options) -> Node {
     let directory = directory();
-    let db = options.open(directory.path()).expect("a new directory opens");
+    let db = options
+        .open(directory.path())
+        .expect("a new directory opens");
     Node { db, directory }
 }
 
 /// Opens a database in memory.
 #[track_caller]
 pub(crate) fn open_in_memory(options: Options, storage: &MemoryStorage) -> Db {
-    options.open_with(Arc::new(storage.clone())).expect("tables in memory open")
+    options
+        .open_with(Arc::new(storage.clone()))
+        .expect("tables in memory open")
 }
 
 /// A new directory that is removed at the end.
@@ -100,8 +106,12 @@ pub(crate) fn cluster() -> String {
 
 /// What readers see of all keys.
 pub(crate) fn contents(db: &Db) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let entries = db.iter().map(|entry| entry.map(|(key, value)| (key.to_vec(), value.to_vec())));
-    entries.collect::<Result<_, _>>().expect("all keys can be read")
+    let entries = db
+        .iter()
+        .map(|entry| entry.map(|(key, value)| (key.to_vec(), value.to_vec())));
+    entries
+        .collect::<Result<_, _>>()
+        .expect("all keys can be read")
 }
 
 /// The value of a key as text.
@@ -113,7 +123,10 @@ pub(crate) fn text(db: &Db, key: &str) -> Option<String> {
 /// The concurrent values of a key as texts, in canonical order.
 pub(crate) fn sibling_texts(db: &Db, key: &str) -> Vec<String> {
     let siblings = db.siblings(key).expect("the key can be read");
-    siblings.iter().map(|sibling| String::from_utf8_lossy(&sibling.value).into_owned()).collect()
+    siblings
+        .iter()
+        .map(|sibling| String::from_utf8_lossy(&sibling.value).into_owned())
+        .collect()
 }
 
 /// Waits until replicas know the same writes, and checks that they then hold the same.
@@ -130,7 +143,10 @@ pub(crate) fn agree(replicas: &[&Db]) {
             first.digest().expect("a digest"),
             "replicas that know the same writes have other digests"
         );
-        assert!(contents(db) == contents(first), "equal clocks, but readers see other data");
+        assert!(
+            contents(db) == contents(first),
+            "equal clocks, but readers see other data"
+        );
     }
 }
 
@@ -169,13 +185,17 @@ pub(crate) fn wait_for<T>(
 /// Waits for an error event whose text holds all of some words.
 #[track_caller]
 pub(crate) fn wait_for_error(events: &mut Events, words: &[&str]) -> String {
-    wait_for(events, &format!("an error that says {words:?}"), |event| match event {
-        Event::Error { error, .. } => {
-            let text = error.to_string();
-            words.iter().all(|word| text.contains(word)).then_some(text)
-        }
-        _ => None,
-    })
+    wait_for(
+        events,
+        &format!("an error that says {words:?}"),
+        |event| match event {
+            Event::Error { error, .. } => {
+                let text = error.to_string();
+                words.iter().all(|word| text.contains(word)).then_some(text)
+            }
+            _ => None,
+        },
+    )
 }
 
 /// Reads the events that are there.

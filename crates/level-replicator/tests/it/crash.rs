@@ -13,7 +13,9 @@ struct Acknowledged(BTreeSet<String>);
 
 impl Acknowledged {
     fn note(&mut self, line: &str) {
-        let key = line.strip_prefix("acknowledged ").expect("a writer says nothing else");
+        let key = line
+            .strip_prefix("acknowledged ")
+            .expect("a writer says nothing else");
         self.0.insert(key.to_owned());
     }
 
@@ -25,8 +27,12 @@ impl Acknowledged {
         }
         // The last line may have been cut by the kill.
         let rest = child.kill();
-        let whole = rest.iter().filter(|line| line.ends_with(|last: char| last.is_ascii_digit()));
-        whole.filter(|line| line.len() >= "acknowledged x/000000".len()).for_each(|line| self.note(line));
+        let whole = rest
+            .iter()
+            .filter(|line| line.ends_with(|last: char| last.is_ascii_digit()));
+        whole
+            .filter(|line| line.len() >= "acknowledged x/000000".len())
+            .for_each(|line| self.note(line));
     }
 
     #[track_caller]
@@ -59,10 +65,15 @@ fn no_acknowledged_write_is_lost_when_the_process_is_killed() {
         let (child, _) = start_writer(&directory, "", prefix);
         acknowledged.note_until_killed(child, 100 * (round + 1));
 
-        let db = alone().open(directory.path()).expect("a killed database opens");
+        let db = alone()
+            .open(directory.path())
+            .expect("a killed database opens");
         acknowledged.are_all_in(&db);
         let unacknowledged = db.iter().count() - acknowledged.0.len();
-        assert!(unacknowledged <= round + 1, "at most one write of each process was on its way");
+        assert!(
+            unacknowledged <= round + 1,
+            "at most one write of each process was on its way"
+        );
     }
 }
 
@@ -72,23 +83,39 @@ fn the_digest_is_known_again_after_a_kill_and_right() {
     let (child, _) = start_writer(&directory, "", "a/");
     Acknowledged::default().note_until_killed(child, 300);
 
-    let db = listening().open(directory.path()).expect("a killed database opens");
-    let asked = db.digest().expect("a digest, though nothing is counted yet");
+    let db = listening()
+        .open(directory.path())
+        .expect("a killed database opens");
+    let asked = db
+        .digest()
+        .expect("a digest, though nothing is counted yet");
     eventually("the scan has ended", || db.status().digest.is_some());
     let status = db.status();
     assert_eq!(status.digest, Some(asked));
     assert_eq!(status.keys, Some(db.iter().count() as u64));
-    assert_eq!(status.clock.len(), 1, "the killed process is known as a writer");
+    assert_eq!(
+        status.clock.len(),
+        1,
+        "the killed process is known as a writer"
+    );
 
     let peer = open(alone().peer(address(&db)));
     agree(&[&db, &peer]);
-    assert_eq!(peer.digest().expect("a digest"), asked, "a replica that got it all counts the same");
+    assert_eq!(
+        peer.digest().expect("a digest"),
+        asked,
+        "a replica that got it all counts the same"
+    );
 
     db.put("later", "value").expect("a write");
     agree(&[&db, &peer]);
     drop(db);
     let db = alone().open(directory.path()).expect("it opens");
-    assert_eq!(db.status().digest, peer.status().digest, "after a clean close it is known at once");
+    assert_eq!(
+        db.status().digest,
+        peer.status().digest,
+        "after a clean close it is known at once"
+    );
 }
 
 #[test]
@@ -97,7 +124,9 @@ fn a_write_while_the_digest_is_counted_is_counted_once() {
     let (child, _) = start_writer(&directory, "", "a/");
     Acknowledged::default().note_until_killed(child, 300);
 
-    let db = listening().open(directory.path()).expect("a killed database opens");
+    let db = listening()
+        .open(directory.path())
+        .expect("a killed database opens");
     for number in 0..50 {
         db.put(format!("b/{number}"), "value").expect("a write");
         db.delete(format!("a/{number:06}")).expect("a delete");
@@ -117,9 +146,13 @@ fn replicas_killed_while_they_talk_end_equal_and_whole() {
         let (child, _) = start_writer(&directory, &parent.address(), prefix);
         let received = parent.status().traffic.received_records;
         for number in 0..200 {
-            parent.put(format!("p/{round}/{number}"), "of the parent").expect("a write");
+            parent
+                .put(format!("p/{round}/{number}"), "of the parent")
+                .expect("a write");
         }
-        eventually("they talk", || parent.status().traffic.received_records > received + 20);
+        eventually("they talk", || {
+            parent.status().traffic.received_records > received + 20
+        });
         acknowledged.note_until_killed(child, 150);
     }
 

@@ -44,7 +44,11 @@ fn a_directory_is_opened_once_in_this_process() {
     assert!(matches!(error, Error::Locked { .. }), "{error}");
     says(&error, &[name(db.directory.path()), "in use", "close"]);
 
-    assert_eq!(text(&db, "key").as_deref(), Some("value"), "the first is not harmed");
+    assert_eq!(
+        text(&db, "key").as_deref(),
+        Some("value"),
+        "the first is not harmed"
+    );
     let db = db.reopen(alone());
     assert_eq!(text(&db, "key").as_deref(), Some("value"));
 }
@@ -54,7 +58,10 @@ fn a_directory_is_opened_by_one_process() {
     let db = open(alone());
     let path = name(db.directory.path()).to_owned();
     let refused = Child::start("opener", &[&path]).expect("refused");
-    assert!(refused.contains("in use") && refused.contains(&path), "{refused}");
+    assert!(
+        refused.contains("in use") && refused.contains(&path),
+        "{refused}"
+    );
 
     db.close().expect("it closes");
     let Node { db, directory } = db;
@@ -63,19 +70,41 @@ fn a_directory_is_opened_by_one_process() {
 
     let mut child = Child::start("replica", &[&path, "default", ""]);
     child.expect("ready");
-    assert!(matches!(refusal(alone(), directory.path()), Error::Locked { .. }));
+    assert!(matches!(
+        refusal(alone(), directory.path()),
+        Error::Locked { .. }
+    ));
     child.kill();
-    alone().open(directory.path()).expect("a lock ends with its process, not with a file");
+    alone()
+        .open(directory.path())
+        .expect("a lock ends with its process, not with a file");
 }
 
 #[test]
 fn a_newer_format_is_refused_with_the_version_that_wrote_it() {
     let Node { db, directory } = open(alone());
     drop(db);
-    fs::write(directory.path().join("FORMAT"), "level-replicator 7\n3.1.4\n").expect("a write");
+    fs::write(
+        directory.path().join("FORMAT"),
+        "level-replicator 7\n3.1.4\n",
+    )
+    .expect("a write");
     let error = refusal(alone(), directory.path());
-    assert!(matches!(error, Error::NewerFormat { found: 7, supported: 1, .. }), "{error}");
-    says(&error, &[name(directory.path()), "format 7", "3.1.4", "up to 1"]);
+    assert!(
+        matches!(
+            error,
+            Error::NewerFormat {
+                found: 7,
+                supported: 1,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    says(
+        &error,
+        &[name(directory.path()), "format 7", "3.1.4", "up to 1"],
+    );
 }
 
 #[test]
@@ -84,8 +113,17 @@ fn a_directory_of_something_else_is_refused_and_left_alone() {
     fs::write(directory.path().join("thesis.tex"), "do not lose this").expect("a write");
     let error = refusal(alone(), directory.path());
     assert!(matches!(error, Error::NotADatabase { .. }), "{error}");
-    says(&error, &[name(directory.path()), "thesis.tex", "choose another directory"]);
-    let left: Vec<_> = fs::read_dir(directory.path()).expect("a directory").collect();
+    says(
+        &error,
+        &[
+            name(directory.path()),
+            "thesis.tex",
+            "choose another directory",
+        ],
+    );
+    let left: Vec<_> = fs::read_dir(directory.path())
+        .expect("a directory")
+        .collect();
     assert_eq!(left.len(), 1, "nothing was put there");
 }
 
@@ -106,7 +144,10 @@ fn a_place_that_cannot_be_written_is_refused_by_name() {
     // Not even root can make a directory there.
     let error = refusal(alone(), Path::new("/proc/level-replicator/db"));
     assert!(matches!(error, Error::Io { .. }), "{error}");
-    says(&error, &["cannot create the directory", "/proc/level-replicator/db"]);
+    says(
+        &error,
+        &["cannot create the directory", "/proc/level-replicator/db"],
+    );
 }
 
 #[test]
@@ -122,7 +163,9 @@ fn a_lost_format_file_is_told_and_the_data_left_alone() {
     says(&error, &[name(directory.path()), "FORMAT", "backup"]);
 
     fs::write(&format, kept).expect("a write");
-    let db = alone().open(directory.path()).expect("the data was left alone");
+    let db = alone()
+        .open(directory.path())
+        .expect("the data was left alone");
     assert_eq!(text(&db, "key").as_deref(), Some("value"));
 }
 
@@ -143,20 +186,35 @@ fn on_a_full_disk_a_write_fails_whole_and_what_was_acknowledged_survives() {
         }
     };
     assert!(failed.starts_with("failed "), "{failed}");
-    for word in ["storage", "File too large", "nothing of this call was changed", "full", "reopen"] {
+    for word in [
+        "storage",
+        "File too large",
+        "nothing of this call was changed",
+        "full",
+        "reopen",
+    ] {
         assert!(failed.contains(word), "'{failed}' does not say '{word}'");
     }
     assert_eq!(child.expect("readable"), "true");
     let again = child.expect("again");
-    assert!(again.contains("reopen"), "a write after a failed one says what to do: {again}");
+    assert!(
+        again.contains("reopen"),
+        "a write after a failed one says what to do: {again}"
+    );
     assert!(acknowledged.len() > 10, "the disk was full at once");
     drop(child);
 
-    let db = alone().open(directory.path()).expect("with room again it opens");
+    let db = alone()
+        .open(directory.path())
+        .expect("with room again it opens");
     for number in &acknowledged {
         for side in ["left", "right"] {
             let value = db.get(format!("{side}/{number}")).expect("a read");
-            assert_eq!(value.map(|value| value.len()), Some(40_000), "{side}/{number} is lost");
+            assert_eq!(
+                value.map(|value| value.len()),
+                Some(40_000),
+                "{side}/{number} is lost"
+            );
         }
     }
     let found = db.prefix("left/").count();
@@ -174,7 +232,9 @@ fn a_port_in_use_is_told_and_the_directory_stays_free() {
     let error = refusal(alone().listen(&taken), directory.path());
     assert!(matches!(error, Error::Listen { .. }), "{error}");
     says(&error, &["cannot listen", &taken, "in use", "another port"]);
-    listening().open(directory.path()).expect("the directory was let go");
+    listening()
+        .open(directory.path())
+        .expect("the directory was let go");
 }
 
 #[test]
@@ -183,25 +243,49 @@ fn options_that_make_no_sense_are_refused_with_what_would() {
     let path = place.path().join("db");
     let zero = Duration::ZERO;
     for (options, words) in [
-        (alone().listen("nonsense"), &["listen", "'nonsense'", "host:port"][..]),
-        (alone().peer("127.0.0.1"), &["peer", "'127.0.0.1'", "host:port"]),
+        (
+            alone().listen("nonsense"),
+            &["listen", "'nonsense'", "host:port"][..],
+        ),
+        (
+            alone().peer("127.0.0.1"),
+            &["peer", "'127.0.0.1'", "host:port"],
+        ),
         (alone().peer("127.0.0.1:x"), &["peer", "host:port"]),
         (alone().advertise(""), &["advertise", "host:port"]),
-        (alone().listen("0.0.0.0:0"), &["listen", "0.0.0.0:0", "secret", "127.0.0.1"]),
+        (
+            alone().listen("0.0.0.0:0"),
+            &["listen", "0.0.0.0:0", "secret", "127.0.0.1"],
+        ),
         (alone().listen("[::]:0"), &["listen", "secret"]),
         (alone().listen("192.0.2.1:9000"), &["listen", "secret"]),
-        (alone().multicast_group("10.0.0.1:7"), &["multicast_group", "224.0.0.0"]),
+        (
+            alone().multicast_group("10.0.0.1:7"),
+            &["multicast_group", "224.0.0.0"],
+        ),
         (alone().cluster(""), &["cluster", "1 to 255"]),
-        (alone().cluster("x".repeat(256)), &["cluster", "256", "1 to 255"]),
+        (
+            alone().cluster("x".repeat(256)),
+            &["cluster", "256", "1 to 255"],
+        ),
         (alone().min_interval(zero), &["min_interval", "more than 0"]),
-        (alone().idle_interval(zero), &["min_interval", "idle_interval"]),
+        (
+            alone().idle_interval(zero),
+            &["min_interval", "idle_interval"],
+        ),
         (alone().fanout(0), &["fanout", "at least 1"]),
-        (alone().value_bytes_max(1 << 40), &["value_bytes_max", "67108864"]),
+        (
+            alone().value_bytes_max(1 << 40),
+            &["value_bytes_max", "67108864"],
+        ),
     ] {
         let error = refusal(options, &path);
         assert!(matches!(error, Error::InvalidOption { .. }), "{error}");
         says(&error, words);
-        assert!(!path.exists(), "nothing is made when an option is wrong: {error}");
+        assert!(
+            !path.exists(),
+            "nothing is made when an option is wrong: {error}"
+        );
     }
     let first = refusal(alone().listen("a").peer("b").cluster(""), &path);
     says(&first, &["listen", "'a'"]);
@@ -235,10 +319,17 @@ fn a_secret_file_is_refused_by_name_and_its_text_never_shows() {
 #[test]
 fn limits_are_told_in_plain_words() {
     let db = open(alone());
-    let error = db.put(vec![1; 70_000], "value").expect_err("the key is too long");
+    let error = db
+        .put(vec![1; 70_000], "value")
+        .expect_err("the key is too long");
     says(&error, &["key of 70000 bytes exceeds the limit of 65000"]);
-    let error = db.put("key", vec![1; 9 << 20]).expect_err("the value is too long");
-    says(&error, &["value of 9437184 bytes exceeds the limit of 8388608"]);
+    let error = db
+        .put("key", vec![1; 9 << 20])
+        .expect_err("the value is too long");
+    says(
+        &error,
+        &["value of 9437184 bytes exceeds the limit of 8388608"],
+    );
 }
 
 /// Tables in memory whose commits and syncs fail on demand.
@@ -298,7 +389,9 @@ impl Storage for Failing {
 }
 
 fn on(storage: &Arc<Failing>, options: Options) -> Db {
-    options.open_with(Arc::clone(storage) as Arc<dyn Storage>).expect("it opens")
+    options
+        .open_with(Arc::clone(storage) as Arc<dyn Storage>)
+        .expect("it opens")
 }
 
 fn rows(storage: &MemoryStorage) -> Vec<(Table, Bytes, Bytes)> {
@@ -308,7 +401,8 @@ fn rows(storage: &MemoryStorage) -> Vec<(Table, Bytes, Bytes)> {
         let rows = snapshot.range(table, all, all);
         rows.map(move |row| row.map(|(key, value)| (table, key, value)))
     });
-    rows.collect::<Result<_, _>>().expect("tables in memory are read")
+    rows.collect::<Result<_, _>>()
+        .expect("tables in memory are read")
 }
 
 #[test]
@@ -318,13 +412,31 @@ fn a_write_that_the_storage_refuses_is_not_half_done_anywhere() {
     storage.fail(true);
     let error = db.put("key", "value").expect_err("the storage fails");
     assert!(matches!(error, Error::Storage(_)), "{error}");
-    says(&error, &["commit a batch", "on fire", "nothing of this call was changed"]);
-    assert_eq!(db.status().writer, None, "the writer of a failed first write is not minted");
+    says(
+        &error,
+        &[
+            "commit a batch",
+            "on fire",
+            "nothing of this call was changed",
+        ],
+    );
+    assert_eq!(
+        db.status().writer,
+        None,
+        "the writer of a failed first write is not minted"
+    );
 
     storage.fail(false);
     let dot = db.put("key", "value").expect("it works again");
     assert_eq!(dot.seq, 1);
-    let seen = |db: &Db| (contents(db), db.digest().ok(), db.status().clock, db.status().keys);
+    let seen = |db: &Db| {
+        (
+            contents(db),
+            db.digest().ok(),
+            db.status().clock,
+            db.status().keys,
+        )
+    };
     let (before, rows_before) = (seen(&db), rows(&storage));
 
     storage.fail(true);
@@ -337,7 +449,10 @@ fn a_write_that_the_storage_refuses_is_not_half_done_anywhere() {
     batch.put("one", "value").put("two", "value").delete("key");
     assert!(batch.commit().is_err());
     assert!(seen(&db) == before, "something is left in memory");
-    assert!(rows(&storage) == rows_before, "something is left in the tables");
+    assert!(
+        rows(&storage) == rows_before,
+        "something is left in the tables"
+    );
     assert_eq!(text(&db, "key").as_deref(), Some("value"), "reads go on");
 
     storage.fail(false);
@@ -352,7 +467,11 @@ fn what_a_peer_sends_is_not_half_taken_in_when_the_storage_fails() {
     let db = on(&storage, listening());
     let mut events = db.events();
     db.put("own", "value").expect("a write");
-    let before = (db.digest().expect("a digest"), db.status().clock, rows(&storage));
+    let before = (
+        db.digest().expect("a digest"),
+        db.status().clock,
+        rows(&storage),
+    );
     storage.fail(true);
 
     let peer = open(listening().first_sync_timeout(Duration::ZERO));
@@ -362,7 +481,13 @@ fn what_a_peer_sends_is_not_half_taken_in_when_the_storage_fails() {
     peer.add_peer(address(&db)).expect("an address");
     let told = wait_for_error(&mut events, &["own storage"]);
     assert!(told.contains("on fire"), "{told}");
-    assert!((db.digest().expect("a digest"), db.status().clock, rows(&storage)) == before);
+    assert!(
+        (
+            db.digest().expect("a digest"),
+            db.status().clock,
+            rows(&storage)
+        ) == before
+    );
     assert_eq!(db.iter().count(), 1);
 
     storage.fail(false);
@@ -399,7 +524,9 @@ fn buffered_writes_are_synced_again_when_the_storage_recovers() {
     storage.syncs_fail.store(false, Ordering::Release);
     let before = storage.syncs.load(Ordering::Acquire);
     db.put("key", "other").expect("a buffered write");
-    eventually("what was written is synced", || storage.syncs.load(Ordering::Acquire) > before);
+    eventually("what was written is synced", || {
+        storage.syncs.load(Ordering::Acquire) > before
+    });
 }
 
 #[test]

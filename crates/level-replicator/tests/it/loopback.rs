@@ -12,6 +12,7 @@ use level_replicator_core::storage::memory::MemoryStorage;
 use crate::child::noise;
 use crate::common::*;
 use crate::proxy::Proxy;
+use crate::wire::{Wire, open_key};
 
 fn conversations(db: &Db) -> u64 {
     db.status().traffic.conversations
@@ -21,16 +22,21 @@ fn conversations(db: &Db) -> u64 {
 fn writes_on_any_of_three_replicas_reach_all() {
     let nodes = star(3);
     for (number, node) in nodes.iter().enumerate() {
-        node.put(format!("from {number}"), "value").expect("a write");
+        node.put(format!("from {number}"), "value")
+            .expect("a write");
     }
     let all: Vec<&Db> = nodes.iter().map(|node| &node.db).collect();
-    eventually("each has all three", || all.iter().all(|db| db.iter().count() == 3));
+    eventually("each has all three", || {
+        all.iter().all(|db| db.iter().count() == 3)
+    });
     agree(&all);
 
     nodes[2].delete("from 0").expect("a delete");
     nodes[0].put("from 1", "changed").expect("a write");
     eventually("the changes are everywhere", || {
-        all.iter().all(|db| text(db, "from 0").is_none() && text(db, "from 1").as_deref() == Some("changed"))
+        all.iter().all(|db| {
+            text(db, "from 0").is_none() && text(db, "from 1").as_deref() == Some("changed")
+        })
     });
     agree(&all);
 }
@@ -40,11 +46,15 @@ fn a_delete_reaches_all_and_the_key_does_not_come_back() {
     let nodes = star(3);
     nodes[0].put("key", "value").expect("a write");
     let all: Vec<&Db> = nodes.iter().map(|node| &node.db).collect();
-    eventually("each has the key", || all.iter().all(|db| text(db, "key").is_some()));
+    eventually("each has the key", || {
+        all.iter().all(|db| text(db, "key").is_some())
+    });
 
     nodes[1].delete("key").expect("a delete");
 
-    eventually("nobody has the key", || all.iter().all(|db| text(db, "key").is_none()));
+    eventually("nobody has the key", || {
+        all.iter().all(|db| text(db, "key").is_none())
+    });
     agree(&all);
     for db in &all {
         db.sync_now(PATIENCE).expect("all are reached");
@@ -60,9 +70,15 @@ fn two_replicas_that_listen_nowhere_meet_through_a_third() {
     ends[1].put("b", "value").expect("a write");
 
     agree(&[&ends[0], &relay, &ends[1]]);
-    eventually("both keys are at both ends", || ends.iter().all(|end| end.iter().count() == 2));
+    eventually("both keys are at both ends", || {
+        ends.iter().all(|end| end.iter().count() == 2)
+    });
     for end in &ends {
-        assert_eq!(end.peers().len(), 1, "nobody told an address that leads nowhere");
+        assert_eq!(
+            end.peers().len(),
+            1,
+            "nobody told an address that leads nowhere"
+        );
     }
 }
 
@@ -78,7 +94,11 @@ fn concurrent_writes_are_siblings_everywhere_and_readers_agree_on_one() {
     agree(&[&nodes[0], &nodes[1], &nodes[2]]);
     for node in &nodes {
         assert_eq!(sibling_texts(node, "key"), ["from 0", "from 1", "from 2"]);
-        assert_eq!(text(node, "key").as_deref(), Some("from 2"), "the last by its stamp wins");
+        assert_eq!(
+            text(node, "key").as_deref(),
+            Some("from 2"),
+            "the last by its stamp wins"
+        );
         assert_eq!(node.status().conflicts, Some(1));
     }
 
@@ -102,8 +122,13 @@ fn a_large_value_and_many_keys_cross_whole() {
     let second = open(alone().peer(first.address()));
     second.sync_now(PATIENCE).expect("the peer is reached");
     agree(&[&first, &second]);
-    assert_eq!(second.get("large").expect("a read").as_deref(), Some(&large[..]));
-    eventually("nothing is half", || second.status().sync_state == SyncState::Settled);
+    assert_eq!(
+        second.get("large").expect("a read").as_deref(),
+        Some(&large[..])
+    );
+    eventually("nothing is half", || {
+        second.status().sync_state == SyncState::Settled
+    });
 }
 
 /// B sends A everything over a wire that is cut after some bytes; then B is gone for good, and C,
@@ -111,9 +136,14 @@ fn a_large_value_and_many_keys_cross_whole() {
 #[test]
 fn a_conversation_cut_at_any_byte_is_finished_by_another_peer() {
     let values = noise(400_000);
-    for bytes in [1, 50, 98, 180, 300, 700, 1_500, 66_000, 90_000, 133_000, 200_000, 266_000] {
+    for bytes in [
+        1, 50, 98, 180, 300, 700, 1_500, 66_000, 90_000, 133_000, 200_000, 266_000,
+    ] {
         let proxy = Proxy::start();
-        let b = open_in_memory(listening().advertise(proxy.address()), &MemoryStorage::new());
+        let b = open_in_memory(
+            listening().advertise(proxy.address()),
+            &MemoryStorage::new(),
+        );
         proxy.lead_to(&address(&b));
         for (number, value) in values.chunks(1_000).enumerate() {
             b.put(format!("{number:03}"), value).expect("a write");
@@ -128,7 +158,10 @@ fn a_conversation_cut_at_any_byte_is_finished_by_another_peer() {
         let whole = contents(&b);
 
         proxy.cut_answers_after(bytes);
-        let a = open_in_memory(listening().first_sync_timeout(Duration::ZERO), &MemoryStorage::new());
+        let a = open_in_memory(
+            listening().first_sync_timeout(Duration::ZERO),
+            &MemoryStorage::new(),
+        );
         a.put("of a", "value").expect("a write");
         a.add_peer(proxy.address()).expect("an address");
         eventually("the cut wire was tried", || proxy.answered() >= bytes);
@@ -137,7 +170,9 @@ fn a_conversation_cut_at_any_byte_is_finished_by_another_peer() {
         b.close().expect("it closes");
 
         a.add_peer(address(&c)).expect("an address");
-        eventually(&format!("a has all after a cut at {bytes}"), || a.iter().count() == whole.len() + 1);
+        eventually(&format!("a has all after a cut at {bytes}"), || {
+            a.iter().count() == whole.len() + 1
+        });
         agree(&[&a, &c]);
         let mut of_a = contents(&a);
         assert!(of_a.remove(&b"of a"[..]).is_some());
@@ -165,7 +200,9 @@ fn readers_of_another_replica_never_see_half_of_a_batch() {
 
     let done = AtomicBool::new(false);
     let numbers = |range: level_replicator::Range| -> BTreeSet<Vec<u8>> {
-        range.map(|entry| entry.expect("an entry").1.to_vec()).collect()
+        range
+            .map(|entry| entry.expect("an entry").1.to_vec())
+            .collect()
     };
     let seen = thread::scope(|scope| {
         let (done, reader, numbers) = (&done, &reader, &numbers);
@@ -184,7 +221,7 @@ fn readers_of_another_replica_never_see_half_of_a_batch() {
                 let first = view.get("000").expect("a read");
                 let last = view.get("099").expect("a read");
                 assert_eq!(first, last, "a snapshot shows half of a batch");
-                let backwards = view.range("050"..).rev().next();
+                let backwards = view.range("050"..).next_back();
                 let (_, value) = backwards.expect("a key").expect("an entry");
                 assert_eq!(Some(value), first, "a snapshot shows half of a batch");
             }
@@ -194,11 +231,15 @@ fn readers_of_another_replica_never_see_half_of_a_batch() {
             last = write(number);
             if number % 3 == 0 {
                 let dot = last.expect("something was written");
-                writer.wait_replicated(dot, 1, PATIENCE).expect("it arrives");
+                writer
+                    .wait_replicated(dot, 1, PATIENCE)
+                    .expect("it arrives");
             }
         }
         let dot = last.expect("something was written");
-        writer.wait_replicated(dot, 1, PATIENCE).expect("it arrives");
+        writer
+            .wait_replicated(dot, 1, PATIENCE)
+            .expect("it arrives");
         done.store(true, Ordering::Release);
         by_snapshot.join().expect("the snapshots were whole");
         by_range.join().expect("the ranges were whole")
@@ -224,22 +265,34 @@ fn write_velocity_raises_the_number_of_conversations_and_silence_lowers_it() {
     let mut events = second.events();
     for number in 0..20 {
         let dot = second.put("key", number.to_string()).expect("a write");
-        second.wait_replicated(dot, 1, Duration::from_millis(300)).ok();
+        second
+            .wait_replicated(dot, 1, Duration::from_millis(300))
+            .ok();
     }
     agree(&[&first, &second]);
     let busy = conversations(&second) - quiet;
     assert!(busy >= 2, "20 writes started {busy} conversations");
     assert!(busy <= 60, "20 writes started {busy} conversations");
     let connects = drain(&mut events);
-    let connects = connects.iter().filter(|event| matches!(event, Event::Connect { .. })).count();
+    let connects = connects
+        .iter()
+        .filter(|event| matches!(event, Event::Connect { .. }))
+        .count();
     assert!(connects as u64 >= 2, "each conversation is an event");
 
-    eventually("the links are closed", || first.status().links + second.status().links == 0);
+    eventually("the links are closed", || {
+        first.status().links + second.status().links == 0
+    });
     let before = conversations(&second);
     let rate = second.status().writes_per_second;
     assert!(rate > 0.5, "{rate} writes a second");
-    eventually("the rate fades", || second.status().writes_per_second < rate * 0.8);
-    assert!(conversations(&second) - before <= 8, "silence goes on talking");
+    eventually("the rate fades", || {
+        second.status().writes_per_second < rate * 0.8
+    });
+    assert!(
+        conversations(&second) - before <= 8,
+        "silence goes on talking"
+    );
 }
 
 #[test]
@@ -247,10 +300,16 @@ fn without_lingering_replicas_connect_talk_and_disconnect() {
     let first = open(listening().linger(Duration::ZERO));
     let second = open(listening().linger(Duration::ZERO).peer(first.address()));
     for round in 0..10 {
-        first.put(format!("first {round}"), "value").expect("a write");
-        second.put(format!("second {round}"), "value").expect("a write");
+        first
+            .put(format!("first {round}"), "value")
+            .expect("a write");
+        second
+            .put(format!("second {round}"), "value")
+            .expect("a write");
         agree(&[&first, &second]);
-        eventually("no link is left", || first.status().links + second.status().links == 0);
+        eventually("no link is left", || {
+            first.status().links + second.status().links == 0
+        });
     }
     assert_eq!(first.iter().count(), 20);
 }
@@ -259,7 +318,9 @@ fn without_lingering_replicas_connect_talk_and_disconnect() {
 fn the_events_of_the_ancestor_arrive_on_both_sides() {
     let first = open(listening());
     let mut at_first = first.events();
-    wait_for(&mut at_first, "listening", |event| matches!(event, Event::Listening { .. }).then_some(()));
+    wait_for(&mut at_first, "listening", |event| {
+        matches!(event, Event::Listening { .. }).then_some(())
+    });
     let second = open(alone().peer(first.address()).peer(refusing_address()));
     let mut at_second = second.events();
     second.put("key", "value").expect("a write");
@@ -302,7 +363,10 @@ fn the_first_write_waits_for_a_silent_peer_no_longer_than_it_may() {
     db.put("first", "value").expect("a write");
     let waited = begun.elapsed();
     assert!(waited >= timeout, "it waited only {waited:?}");
-    assert!(waited < timeout + Duration::from_secs(3), "it waited {waited:?}");
+    assert!(
+        waited < timeout + Duration::from_secs(3),
+        "it waited {waited:?}"
+    );
 
     let begun = Instant::now();
     db.put("second", "value").expect("a write");
@@ -328,12 +392,18 @@ fn the_first_write_does_not_wait_for_a_peer_that_refuses_and_reads_never_wait() 
     thread::scope(|scope| {
         let write = scope.spawn(|| db.put("key", "value"));
         db.pause().expect("the only link ends");
-        write.join().expect("no panic").expect("a pause ends the wait");
+        write
+            .join()
+            .expect("no panic")
+            .expect("a pause ends the wait");
     });
     let db = open(alone().peer(&address).first_sync_timeout(Duration::ZERO));
     let begun = Instant::now();
     db.put("key", "value").expect("a write");
-    assert!(begun.elapsed() < Duration::from_secs(5), "zero turns the wait off");
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "zero turns the wait off"
+    );
 }
 
 #[test]
@@ -343,7 +413,11 @@ fn the_first_write_sees_what_a_reachable_peer_has() {
     for round in 0..10 {
         let second = open(alone().peer(first.address()).first_sync_timeout(PATIENCE));
         second.put("key", format!("new {round}")).expect("a write");
-        assert_eq!(sibling_texts(&second, "key"), [format!("new {round}")], "the write had seen the old value");
+        assert_eq!(
+            sibling_texts(&second, "key"),
+            [format!("new {round}")],
+            "the write had seen the old value"
+        );
         agree(&[&first, &second]);
     }
 }
@@ -353,26 +427,45 @@ fn sync_now_leaves_both_sides_knowing_what_either_knew() {
     let first = open(listening());
     let second = open(listening().peer(first.address()));
     for round in 0..10 {
-        first.put(format!("first {round}"), "value").expect("a write");
-        second.put(format!("second {round}"), "value").expect("a write");
+        first
+            .put(format!("first {round}"), "value")
+            .expect("a write");
+        second
+            .put(format!("second {round}"), "value")
+            .expect("a write");
         second.sync_now(PATIENCE).expect("the peer is reached");
         let expected = 2 * (round + 1);
-        assert_eq!((first.iter().count(), second.iter().count()), (expected, expected));
+        assert_eq!(
+            (first.iter().count(), second.iter().count()),
+            (expected, expected)
+        );
     }
     let nobody = open(alone());
-    nobody.sync_now(Duration::from_secs(1)).expect("there is nobody to miss");
+    nobody
+        .sync_now(Duration::from_secs(1))
+        .expect("there is nobody to miss");
 }
 
 #[test]
 fn sync_now_names_the_peers_that_it_did_not_reach() {
     let first = open(listening());
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let silent = silent.local_addr().map(|address| (address.to_string(), silent)).expect("it listens");
+    let silent = silent
+        .local_addr()
+        .map(|address| (address.to_string(), silent))
+        .expect("it listens");
     let refusing = refusing_address();
-    let second = open(alone().peer(first.address()).peer(&silent.0).peer(&refusing));
+    let second = open(
+        alone()
+            .peer(first.address())
+            .peer(&silent.0)
+            .peer(&refusing),
+    );
 
     let begun = Instant::now();
-    let error = second.sync_now(Duration::from_millis(700)).expect_err("two cannot be reached");
+    let error = second
+        .sync_now(Duration::from_millis(700))
+        .expect_err("two cannot be reached");
     assert!(begun.elapsed() < Duration::from_secs(5));
     let Error::NotReached { addresses } = &error else {
         panic!("{error}");
@@ -403,7 +496,10 @@ fn sync_now_succeeds_however_links_come_and_go() {
             let begun = Instant::now();
             db.put(format!("{name} {round}"), "value").expect("a write");
             if let Err(error) = db.sync_now(Duration::from_secs(5)) {
-                panic!("{name} in round {round} after {:?}: {error}", begun.elapsed());
+                panic!(
+                    "{name} in round {round} after {:?}: {error}",
+                    begun.elapsed()
+                );
             }
         }
     };
@@ -427,17 +523,24 @@ fn sync_now_succeeds_when_it_is_asked_while_a_conversation_begins() {
     let second = open(alone());
     let mut events = second.events();
     second.add_peer(proxy.address()).expect("an address");
-    wait_for(&mut events, "connect", |event| matches!(event, Event::Connect { .. }).then_some(()));
+    wait_for(&mut events, "connect", |event| {
+        matches!(event, Event::Connect { .. }).then_some(())
+    });
 
     let short = Duration::from_millis(100);
-    let early = second.sync_now(short).expect_err("what the peer knows is held back");
+    let early = second
+        .sync_now(short)
+        .expect_err("what the peer knows is held back");
     assert!(matches!(early, Error::NotReached { .. }));
     thread::scope(|scope| {
         let asking = scope.spawn(|| second.sync_now(Duration::from_secs(5)));
         // However far that call has come, it must succeed; most often it waits already.
         assert!(second.sync_now(short).is_err());
         proxy.let_go();
-        asking.join().expect("no panic").expect("the peer is reached");
+        asking
+            .join()
+            .expect("no panic")
+            .expect("the peer is reached");
     });
     agree(&[&first, &second]);
 }
@@ -446,19 +549,47 @@ fn sync_now_succeeds_when_it_is_asked_while_a_conversation_begins() {
 fn wait_replicated_counts_other_replicas() {
     let nodes = star(3);
     let dot = nodes[1].put("key", "value").expect("a write");
-    nodes[1].wait_replicated(dot, 0, Duration::ZERO).expect("nobody is asked for");
-    nodes[1].wait_replicated(dot, 1, PATIENCE).expect("one has it");
-    nodes[1].wait_replicated(dot, 2, PATIENCE).expect("both have it");
+    nodes[1]
+        .wait_replicated(dot, 0, Duration::ZERO)
+        .expect("nobody is asked for");
+    nodes[1]
+        .wait_replicated(dot, 1, PATIENCE)
+        .expect("one has it");
+    nodes[1]
+        .wait_replicated(dot, 2, PATIENCE)
+        .expect("both have it");
     assert!(nodes.iter().all(|node| text(node, "key").is_some()));
 
-    let error = nodes[1].wait_replicated(dot, 3, Duration::from_millis(200)).expect_err("there are two");
-    assert!(matches!(error, Error::NotReplicated { reached: 2, wanted: 3 }), "{error}");
+    let error = nodes[1]
+        .wait_replicated(dot, 3, Duration::from_millis(200))
+        .expect_err("there are two");
+    assert!(
+        matches!(
+            error,
+            Error::NotReplicated {
+                reached: 2,
+                wanted: 3
+            }
+        ),
+        "{error}"
+    );
 
     let lonely = open(alone());
     let dot = lonely.put("key", "value").expect("a write");
     let begun = Instant::now();
-    let error = lonely.wait_replicated(dot, 1, Duration::from_millis(100)).expect_err("nobody is there");
-    assert!(matches!(error, Error::NotReplicated { reached: 0, wanted: 1 }), "{error}");
+    let error = lonely
+        .wait_replicated(dot, 1, Duration::from_millis(100))
+        .expect_err("nobody is there");
+    assert!(
+        matches!(
+            error,
+            Error::NotReplicated {
+                reached: 0,
+                wanted: 1
+            }
+        ),
+        "{error}"
+    );
     assert!(begun.elapsed() >= Duration::from_millis(100));
 }
 
@@ -474,8 +605,13 @@ fn a_paused_replica_has_no_link_and_nothing_passes_until_it_resumes() {
     assert!(status.paused);
     assert_eq!(status.links, 0);
     first.put("of first", "value").expect("a write");
-    second.put("of second", "value").expect("reads and writes go on");
-    assert!(first.sync_now(Duration::from_millis(500)).is_err(), "a paused replica refuses others");
+    second
+        .put("of second", "value")
+        .expect("reads and writes go on");
+    assert!(
+        first.sync_now(Duration::from_millis(500)).is_err(),
+        "a paused replica refuses others"
+    );
     assert_eq!(text(&first, "of second"), None);
     assert_eq!(text(&second, "of first"), None);
     assert_eq!(second.status().links, 0);
@@ -491,6 +627,67 @@ fn a_paused_replica_has_no_link_and_nothing_passes_until_it_resumes() {
     agree(&[&first, &second]);
 }
 
+/// A peer that vanishes without a goodbye, while something is being said to it.
+#[test]
+fn a_link_to_a_peer_that_vanished_does_not_stay_open() {
+    let db = open_in_memory(listening(), &MemoryStorage::new());
+    for round in 0..25 {
+        let mut wire = Wire::dial(&address(&db), &open_key(&cluster())).expect("the key is right");
+        wire.hear_hello();
+        wire.say_hello(&cluster());
+        db.put("key", round.to_string()).expect("a write");
+        drop(wire);
+        db.pause().expect("no link remains");
+        db.resume().expect("it is open");
+    }
+    eventually("no link remains", || db.status().links == 0);
+}
+
+#[test]
+fn a_pause_and_a_close_do_not_wait_for_a_peer_that_is_silent() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let silent_address = silent.local_addr().expect("it listens").to_string();
+    let db = open_in_memory(alone().peer(&silent_address), &MemoryStorage::new());
+    let begun = Instant::now();
+    eventually("it is being dialed", || db.status().links == 1);
+    db.pause().expect("the attempt is given up");
+    db.resume().expect("it is open");
+    eventually("it is being dialed", || db.status().links == 1);
+    db.remove_peer(&silent_address).expect("an address");
+    eventually("the attempt is given up", || db.status().links == 0);
+    db.add_peer(&silent_address).expect("an address");
+    eventually("it is being dialed", || db.status().links == 1);
+    db.close().expect("it closes");
+    // Each of the three would wait for some seconds, until the attempt has failed by itself.
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "it took {:?}",
+        begun.elapsed()
+    );
+}
+
+#[test]
+fn replicas_that_dial_each_other_at_once_keep_one_link_and_tell_of_no_error() {
+    for _ in 0..8 {
+        let nodes = [(); 2].map(|()| open_in_memory(listening(), &MemoryStorage::new()));
+        let mut events = [nodes[0].events(), nodes[1].events()];
+        thread::scope(|scope| {
+            scope.spawn(|| nodes[0].add_peer(address(&nodes[1])));
+            scope.spawn(|| nodes[1].add_peer(address(&nodes[0])));
+        });
+        nodes[0].put("key", "value").expect("a write");
+        agree(&[&nodes[0], &nodes[1]]);
+        eventually("one link is left", || {
+            nodes.iter().all(|db| db.status().links <= 1)
+        });
+        for events in &mut events {
+            let heard = drain(events);
+            let is_error = |event: &&Event| matches!(event, Event::Error { .. });
+            assert_eq!(heard.iter().find(is_error), None);
+        }
+    }
+}
+
 #[test]
 fn peers_are_added_and_removed_while_it_runs() {
     let first = open(listening());
@@ -503,13 +700,20 @@ fn peers_are_added_and_removed_while_it_runs() {
 
     second.remove_peer(first.address()).expect("an address");
     assert!(second.peers().is_empty());
-    eventually("the conversation ends", || first.status().links + second.status().links == 0);
+    eventually("the conversation ends", || {
+        first.status().links + second.status().links == 0
+    });
     second.put("unheard", "value").expect("a write");
-    second.sync_now(PATIENCE).expect("nobody is left to be reached");
+    second
+        .sync_now(PATIENCE)
+        .expect("nobody is left to be reached");
     assert_eq!(text(&first, "unheard"), None);
 
     for wrong in ["", "nowhere", "127.0.0.1", "127.0.0.1:99999"] {
-        assert!(matches!(second.add_peer(wrong), Err(Error::InvalidOption { .. })), "{wrong}");
+        assert!(
+            matches!(second.add_peer(wrong), Err(Error::InvalidOption { .. })),
+            "{wrong}"
+        );
     }
 }
 
@@ -519,7 +723,9 @@ fn an_address_learned_through_a_third_replica_is_used_when_that_one_is_gone() {
     let first = open(listening().peer(middle.address()));
     let second = open(listening().peer(middle.address()));
     let knows = |db: &Db, address: &str| {
-        db.peers().iter().any(|peer| peer.address.as_str() == address && peer.discovery == Discovery::Peer)
+        db.peers()
+            .iter()
+            .any(|peer| peer.address.as_str() == address && peer.discovery == Discovery::Peer)
     };
     first.put("key", "value").expect("a write");
     eventually("the ends know each other", || {
@@ -574,7 +780,11 @@ fn replicas_find_each_other_by_multicast() {
     agree(&[&first, &second]);
     assert_eq!(text(&second, "key").as_deref(), Some("value"));
     let found = [first.peers(), second.peers()].concat();
-    assert!(found.iter().any(|peer| peer.discovery == Discovery::Multicast));
+    assert!(
+        found
+            .iter()
+            .any(|peer| peer.discovery == Discovery::Multicast)
+    );
     assert!(stranger.peers().is_empty(), "another cluster is not heard");
 }
 
@@ -590,12 +800,19 @@ fn a_replica_on_a_copy_of_anothers_directory_loses_nothing() {
     let copied = crate::common::directory();
     copy(directory.path(), copied.path());
 
-    let first = options.clone().open(directory.path()).expect("the original opens");
+    let first = options
+        .clone()
+        .open(directory.path())
+        .expect("the original opens");
     let clone = options.open(copied.path()).expect("the copy opens");
     assert_eq!(first.status().replica, clone.status().replica);
     for number in 0..50 {
-        first.put(format!("of first {number}"), "value").expect("a write");
-        clone.put(format!("of clone {number}"), "value").expect("a write");
+        first
+            .put(format!("of first {number}"), "value")
+            .expect("a write");
+        clone
+            .put(format!("of clone {number}"), "value")
+            .expect("a write");
     }
     first.put("contested", "by first").expect("a write");
     clone.put("contested", "by clone").expect("a write");

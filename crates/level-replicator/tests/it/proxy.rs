@@ -158,7 +158,8 @@ impl Shared {
             to.write_all(&record)?;
             passed += record.len() as u64;
             records += 1;
-            self.answered.fetch_add(record.len() as u64, Ordering::AcqRel);
+            self.answered
+                .fetch_add(record.len() as u64, Ordering::AcqRel);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use level_replicator_core::clock::{Clock, Dot, ReplicaId, Stamp, WriterId};
 use level_replicator_core::limits::FRAME_PAYLOAD_MAX;
 use level_replicator_core::message::{Head, Heads, Message};
 use level_replicator_core::record::{Content, Record, Version};
+use level_replicator_core::storage::memory::MemoryStorage;
 use level_replicator_core::writers::Descriptor;
 
 use crate::common::*;
@@ -19,9 +20,13 @@ fn secret(digits: &str) -> Secret {
     Secret::from_hex(&digits.repeat(32)).expect("64 digits")
 }
 
+fn in_memory(options: Options) -> Db {
+    open_in_memory(options, &MemoryStorage::new())
+}
+
 /// A replica with one key, and what it tells.
-fn serving() -> (Node, Events) {
-    let db = open(options());
+fn serving() -> (Db, Events) {
+    let db = in_memory(options());
     db.put("key", "value").expect("a write");
     let events = db.events();
     (db, events)
@@ -38,7 +43,7 @@ fn dial(db: &Db) -> Wire {
 /// Whether a healthy replica still gets everything, and is still heard.
 #[track_caller]
 fn still_serves(db: &Db) {
-    let healthy = open(options().peer(address(db)));
+    let healthy = in_memory(options().peer(address(db)));
     healthy.put("healthy", "value").expect("a write");
     agree(&[db, &healthy]);
     assert_eq!(contents(db).len(), 2, "only the healthy peer wrote");
@@ -58,38 +63,46 @@ fn refuses(words: &[&str], wrong: impl FnOnce(&mut Wire)) {
 
 #[test]
 fn another_secret_is_refused_and_both_sides_say_why() {
-    let first = open(options().secret(secret("ab")));
+    let first = in_memory(options().secret(secret("ab")));
     let mut at_first = first.events();
     first.put("key", "value").expect("a write");
-    let second = open(options().secret(secret("cd")).peer(first.address()));
+    let second = in_memory(options().secret(secret("cd")).peer(address(&first)));
     let mut at_second = second.events();
 
     let theirs = wait_for_error(&mut at_first, &["handshake failed", "another secret"]);
     let ours = wait_for_error(&mut at_second, &["handshake failed", "secret", "differs"]);
-    assert!(!theirs.contains("abab") && !ours.contains("cdcd"), "a secret shows");
+    assert!(
+        !theirs.contains("abab") && !ours.contains("cdcd"),
+        "a secret shows"
+    );
     assert_eq!(text(&second, "key"), None);
     assert_eq!(second.status().traffic.received_records, 0);
 
-    let healthy = open(options().secret(secret("ab")).peer(first.address()));
+    let healthy = in_memory(options().secret(secret("ab")).peer(address(&first)));
     agree(&[&first, &healthy]);
     assert_eq!(text(&healthy, "key").as_deref(), Some("value"));
 }
 
 #[test]
 fn without_the_secret_nobody_is_served() {
-    let first = open(options().secret(secret("ab")));
+    let first = in_memory(options().secret(secret("ab")));
     let mut at_first = first.events();
-    let second = open(options().peer(first.address()));
+    let second = in_memory(options().peer(address(&first)));
     wait_for_error(&mut at_first, &["handshake failed", "another secret"]);
     wait_for_error(&mut second.events(), &["handshake failed"]);
 }
 
 #[test]
 fn another_cluster_with_the_same_secret_is_refused_by_name() {
-    let first = open(options().secret(secret("ab")).cluster("shop"));
+    let first = in_memory(options().secret(secret("ab")).cluster("shop"));
     let mut at_first = first.events();
     first.put("key", "value").expect("a write");
-    let second = open(options().secret(secret("ab")).cluster("blog").peer(first.address()));
+    let second = in_memory(
+        options()
+            .secret(secret("ab"))
+            .cluster("blog")
+            .peer(address(&first)),
+    );
     let mut at_second = second.events();
 
     wait_for_error(&mut at_second, &["cluster 'shop'", "not to 'blog'"]);
@@ -99,9 +112,9 @@ fn another_cluster_with_the_same_secret_is_refused_by_name() {
 
 #[test]
 fn another_cluster_without_a_secret_is_refused_in_the_handshake() {
-    let first = open(options().cluster("shop"));
+    let first = in_memory(options().cluster("shop"));
     let mut at_first = first.events();
-    let second = open(options().cluster("blog").peer(first.address()));
+    let second = in_memory(options().cluster("blog").peer(address(&first)));
     wait_for_error(&mut at_first, &["handshake failed", "cluster"]);
     wait_for_error(&mut second.events(), &["handshake failed", "cluster"]);
 }
@@ -110,35 +123,43 @@ fn another_cluster_without_a_secret_is_refused_in_the_handshake() {
 fn a_secret_is_rotated_without_a_pause() {
     let (old, new) = ("ab".repeat(32), "cd".repeat(32));
     let keys = |text: String| Secret::from_hex(&text).expect("one or two keys");
-    let steps = [old.clone(), format!("{old}\n{new}"), format!("{new}\n{old}"), new.clone()];
+    let steps = [
+        old.clone(),
+        format!("{old}\n{new}"),
+        format!("{new}\n{old}"),
+        new.clone(),
+    ];
     for (before, after) in steps.iter().zip(&steps[1..]) {
-        let first = open(options().secret(keys(before.clone())));
-        let second = open(options().secret(keys(after.clone())).peer(first.address()));
-        let third = open(options().secret(keys(after.clone())));
-        let fourth = open(options().secret(keys(before.clone())).peer(third.address()));
+        let first = in_memory(options().secret(keys(before.clone())));
+        let second = in_memory(options().secret(keys(after.clone())).peer(address(&first)));
+        let third = in_memory(options().secret(keys(after.clone())));
+        let fourth = in_memory(options().secret(keys(before.clone())).peer(address(&third)));
         for (number, node) in [&first, &second, &third, &fourth].iter().enumerate() {
             node.put(number.to_string(), "value").expect("a write");
         }
         agree(&[&first, &second]);
         agree(&[&third, &fourth]);
     }
-    let first = open(options().secret(keys(old)));
-    let second = open(options().secret(keys(new)).peer(first.address()));
+    let first = in_memory(options().secret(keys(old)));
+    let second = in_memory(options().secret(keys(new)).peer(address(&first)));
     wait_for_error(&mut second.events(), &["handshake failed"]);
 }
 
 #[test]
 fn garbage_on_the_port_is_refused() {
     let (db, mut events) = serving();
-    let mut web = TcpStream::connect(db.address()).expect("it listens");
-    web.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("it listens");
+    let mut web = TcpStream::connect(address(&db)).expect("it listens");
+    web.write_all(b"GET / HTTP/1.1\r\n\r\n")
+        .expect("it listens");
     wait_for_error(&mut events, &["handshake failed", "18245 bytes"]);
 
-    let mut right_length = TcpStream::connect(db.address()).expect("it listens");
-    right_length.write_all(&[&[0, 48][..], &[7; 48]].concat()).expect("it listens");
+    let mut right_length = TcpStream::connect(address(&db)).expect("it listens");
+    right_length
+        .write_all(&[&[0, 48][..], &[7; 48]].concat())
+        .expect("it listens");
     wait_for_error(&mut events, &["handshake failed", "does not fit"]);
 
-    let half = TcpStream::connect(db.address()).expect("it listens");
+    let half = TcpStream::connect(address(&db)).expect("it listens");
     half.shutdown(Shutdown::Both).expect("a socket");
     wait_for_error(&mut events, &["handshake failed", "closed"]);
     still_serves(&db);
@@ -147,7 +168,7 @@ fn garbage_on_the_port_is_refused() {
 #[test]
 fn a_stranger_that_stays_silent_holds_nobody_up() {
     let (db, _events) = serving();
-    let silent = [(); 20].map(|()| TcpStream::connect(db.address()).expect("it listens"));
+    let silent = [(); 20].map(|()| TcpStream::connect(address(&db)).expect("it listens"));
     still_serves(&db);
     drop(silent);
 }
@@ -159,12 +180,16 @@ fn another_version_of_the_protocol_is_refused_with_both_numbers() {
         (newer.version_min, newer.version_max) = (2, 3);
         wire.say(&Message::Hello(newer));
     });
-    refuses(&["frame of version 9", "speaks version 1"], |wire| wire.say_bytes(&[9; 20]));
+    refuses(&["frame of version 9", "speaks version 1"], |wire| {
+        wire.say_bytes(&[9; 20])
+    });
 }
 
 #[test]
 fn a_frame_over_the_limit_is_refused_before_it_is_read() {
-    let size = u32::try_from(FRAME_PAYLOAD_MAX + 1).expect("a small number").to_be_bytes();
+    let size = u32::try_from(FRAME_PAYLOAD_MAX + 1)
+        .expect("a small number")
+        .to_be_bytes();
     refuses(&["frame of 262145 bytes", "262144"], |wire| {
         wire.say_hello(&cluster());
         wire.say_bytes(&[1, 4, size[1], size[2], size[3], 0, 0, 0, 0]);
@@ -193,14 +218,14 @@ fn frames_that_are_damaged_or_no_messages_are_refused() {
 
 #[test]
 fn what_the_protocol_does_not_allow_is_refused() {
-    refuses(&["before it said hello"], |wire| wire.say(&Message::Claim));
+    refuses(&["before it said hello"], |wire| wire.say(&claim()));
     refuses(&["hello twice"], |wire| {
         wire.say_hello(&cluster());
         wire.say_hello(&cluster());
     });
     refuses(&["outside a round"], |wire| {
         wire.say_hello(&cluster());
-        wire.say(&Message::Claim);
+        wire.say(&claim());
     });
     refuses(&["records outside a round"], |wire| {
         wire.say_hello(&cluster());
@@ -221,14 +246,14 @@ fn records_of_unknown_writers_or_beyond_the_clock_are_refused() {
         wire.say_hello(&cluster());
         wire.say(&round(1));
         wire.say(&Message::Records(vec![("forged".into(), forged(1))]));
-        wire.say(&Message::Claim);
+        wire.say(&claim());
     });
     refuses(&["clock does not know"], |wire| {
         wire.say_hello(&cluster());
         wire.say(&round(1));
         wire.say(&Message::Writers(vec![descriptor()]));
         wire.say(&Message::Records(vec![("forged".into(), forged(2))]));
-        wire.say(&Message::Claim);
+        wire.say(&claim());
     });
 }
 
@@ -242,8 +267,10 @@ fn the_same_round_is_taken_when_it_is_right() {
     wire.say(&round(1));
     wire.say(&Message::Writers(vec![descriptor()]));
     wire.say(&Message::Records(vec![("forged".into(), forged(1))]));
-    wire.say(&Message::Claim);
-    eventually("the round is applied", || text(&db, "forged").as_deref() == Some("value"));
+    wire.say(&claim());
+    eventually("the round is applied", || {
+        text(&db, "forged").as_deref() == Some("value")
+    });
 }
 
 fn descriptor() -> Descriptor {
@@ -289,7 +316,7 @@ fn forged(seq: u64) -> Record {
 #[test]
 fn a_peer_that_says_nothing_after_the_handshake_is_left() {
     let short = Duration::from_millis(300);
-    let db = open(options().stall_timeout(short));
+    let db = in_memory(options().stall_timeout(short));
     let mut events = db.events();
     db.put("key", "value").expect("a write");
     let mut wire = dial(&db);
@@ -336,11 +363,16 @@ fn records_that_are_garbled_repeated_or_cut_are_refused() {
 #[test]
 fn a_wire_that_garbles_is_left_and_used_again_when_it_is_healed() {
     let proxy = Proxy::start();
-    let first = open(options().advertise(proxy.address()));
-    proxy.lead_to(&first.address());
+    let first = in_memory(options().advertise(proxy.address()));
+    proxy.lead_to(&address(&first));
     first.put("key", "value").expect("a write");
     proxy.garble_answers_after(150);
-    let second = open(options().first_sync_timeout(Duration::ZERO).peer(proxy.address()));
+    // It listens nowhere, so the only way between the two is the wire.
+    let second = in_memory(
+        alone()
+            .first_sync_timeout(Duration::ZERO)
+            .peer(proxy.address()),
+    );
     let mut events = second.events();
     wait_for_error(&mut events, &["damaged, repeated or out of order"]);
     assert_eq!(text(&second, "key"), None);
@@ -348,6 +380,15 @@ fn a_wire_that_garbles_is_left_and_used_again_when_it_is_healed() {
     proxy.garble_answers_after(u64::MAX);
     agree(&[&first, &second]);
     assert_eq!(text(&second, "key").as_deref(), Some("value"));
-    wait_for(&mut events, "synced", |event| matches!(event, Event::Synced { .. }).then_some(()));
+    wait_for(&mut events, "synced", |event| {
+        matches!(event, Event::Synced { .. }).then_some(())
+    });
     assert!(proxy.connections() >= 2);
+}
+
+/// The end of a round that holds everything.
+fn claim() -> Message {
+    Message::Claim {
+        unclaimed: Vec::new(),
+    }
 }

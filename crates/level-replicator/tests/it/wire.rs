@@ -46,16 +46,22 @@ impl Wire {
             .expect("a handshake");
         let mut message = [0; 1024];
         for _ in 0..2 {
-            let length = handshake.write_message(&[], &mut message).expect("a message");
+            let length = handshake
+                .write_message(&[], &mut message)
+                .expect("a message");
             stream.write_all(&record(&message[..length]))?;
             if !handshake.is_handshake_finished() {
                 let answer = read_record(&mut stream)?;
-                handshake.read_message(&answer, &mut [0; 1024]).expect("an answer that fits");
+                handshake
+                    .read_message(&answer, &mut [0; 1024])
+                    .expect("an answer that fits");
             }
         }
         Ok(Wire {
             stream,
-            transport: handshake.into_transport_mode().expect("a finished handshake"),
+            transport: handshake
+                .into_transport_mode()
+                .expect("a finished handshake"),
             frames: FrameReader::default(),
         })
     }
@@ -76,7 +82,10 @@ impl Wire {
     /// Encrypts bytes into a record without sending it.
     pub(crate) fn seal(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut sealed = vec![0; bytes.len() + 16];
-        let length = self.transport.write_message(bytes, &mut sealed).expect("a short message");
+        let length = self
+            .transport
+            .write_message(bytes, &mut sealed)
+            .expect("a short message");
         record(&sealed[..length])
     }
 
@@ -100,7 +109,10 @@ impl Wire {
             }
             let sealed = read_record(&mut self.stream).ok()?;
             let mut opened = vec![0; sealed.len()];
-            let length = self.transport.read_message(&sealed, &mut opened).expect("a true record");
+            let length = self
+                .transport
+                .read_message(&sealed, &mut opened)
+                .expect("a true record");
             self.frames.push(&opened[..length]);
         }
     }
@@ -121,7 +133,9 @@ impl Wire {
     /// Waits until the peer closes the link.
     #[track_caller]
     pub(crate) fn expect_close(mut self) {
-        self.stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        self.stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .expect("a socket");
         loop {
             match self.stream.read(&mut [0; 4096]) {
                 Ok(0) => return,
@@ -146,6 +160,7 @@ pub(crate) fn hello(cluster: &str) -> Hello {
         clock_digest: Clock::default().digest(),
         state_digest: None,
         whole: true,
+        settled: true,
         epoch: 0,
         addresses_digest: 0,
         advertised: None,

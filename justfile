@@ -16,7 +16,7 @@ test:
 
 # Random schedules with an oracle: seeds FROM up to, without, TO
 schedules from="0" to="20000":
-    RANDOM_SCHEDULES={{from}}..{{to}} cargo test --release -p level-replicator-core --test it random_schedules
+    LEVEL_SEEDS={{from}}..{{to}} cargo test --release -p level-replicator-core --test it random_schedules
 
 # Write the golden files anew, after a change of a format that is meant
 golden:

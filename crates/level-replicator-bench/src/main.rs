@@ -68,15 +68,20 @@ fn main() -> Result<()> {
     }
 
     let wanted = |measure| [measure, Measure::All].contains(&args.measure);
-    let mut report = Report::default();
+    let measure = args
+        .measure
+        .to_possible_value()
+        .ok_or("every measure has a name")?;
+    let (name, keys, runs) = (measure.get_name(), args.keys, args.runs);
+    let mut report = Report::new(format!("{name} --keys {keys} --runs {runs}"));
     if wanted(Measure::P1) {
-        local_put::measure(args.keys, args.runs, &mut report)?;
+        local_put::measure(keys, runs, &mut report)?;
     }
     if wanted(Measure::P5) {
-        catch_up::measure(args.keys, args.runs, &mut report)?;
+        catch_up::measure(keys, runs, &mut report)?;
     }
     if wanted(Measure::P6) {
-        latency::measure(args.runs, &mut report)?;
+        latency::measure(runs, &mut report)?;
     }
 
     print!("{report}");

@@ -56,13 +56,22 @@ impl fmt::Display for Row {
 }
 
 /// All that was measured by one command, as Markdown.
-#[derive(Default)]
 pub(crate) struct Report {
+    arguments: String,
     rows: Vec<Row>,
     notes: Vec<String>,
 }
 
 impl Report {
+    /// A report of what the bench measures with these arguments.
+    pub(crate) fn new(arguments: String) -> Report {
+        Report {
+            arguments,
+            rows: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
     pub(crate) fn add(&mut self, rows: impl IntoIterator<Item = Row>) {
         self.rows.extend(rows);
     }
@@ -96,9 +105,8 @@ impl fmt::Display for Report {
         }
         writeln!(f)?;
 
-        let arguments: Vec<String> = std::env::args().skip(1).collect();
         let command = "cargo run --release -p level-replicator-bench --";
-        writeln!(f, "- Command: `{command} {}`", arguments.join(" "))?;
+        writeln!(f, "- Command: `{command} {}`", self.arguments)?;
         writeln!(f, "- Machine: {}", machine())?;
         writeln!(f, "- Date: {}", today())
     }

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use level_replicator_core::clock::{Clock, Dot, Now};
 use level_replicator_core::record::{Key, Op, Record, Side};
 use level_replicator_core::state::{Reach, State};
-use level_replicator_core::storage::memory::MemoryStorage;
 use level_replicator_core::storage::Table;
+use level_replicator_core::storage::memory::MemoryStorage;
 use level_replicator_core::writers::Writers;
 use proptest::prelude::*;
 
@@ -19,14 +19,29 @@ const REPLICAS: usize = 4;
 /// One thing that happens to a replica.
 #[derive(Debug, Clone)]
 enum Happening {
-    Put { at: usize, key: u8 },
-    Delete { at: usize, key: u8 },
+    Put {
+        at: usize,
+        key: u8,
+    },
+    Delete {
+        at: usize,
+        key: u8,
+    },
     /// The process ends and begins again: its next writer is a child of the last.
-    Restart { at: usize },
+    Restart {
+        at: usize,
+    },
     /// Everything of one replica comes to another, with the claim.
-    Pull { at: usize, from: usize },
+    Pull {
+        at: usize,
+        from: usize,
+    },
     /// Some keys of one replica come to another, and then the link breaks.
-    PullSome { at: usize, from: usize, keys: u8 },
+    PullSome {
+        at: usize,
+        from: usize,
+        keys: u8,
+    },
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -88,8 +103,13 @@ impl View {
     /// What the laws are about: which writes are live under which key.
     fn live(&self) -> BTreeMap<Key, Vec<Dot>> {
         let dots = |record: &Record| record.live.iter().map(|version| version.dot).collect();
-        let records = self.records.iter().filter(|(_, record)| !record.live.is_empty());
-        records.map(|(key, record)| (key.clone(), dots(record))).collect()
+        let records = self
+            .records
+            .iter()
+            .filter(|(_, record)| !record.live.is_empty());
+        records
+            .map(|(key, record)| (key.clone(), dots(record)))
+            .collect()
     }
 }
 
@@ -117,7 +137,9 @@ impl World {
 
     fn of(happenings: &[Happening]) -> World {
         let mut world = World::new();
-        happenings.iter().for_each(|happening| world.happen(happening));
+        happenings
+            .iter()
+            .for_each(|happening| world.happen(happening));
         world
     }
 
@@ -136,12 +158,20 @@ impl World {
             Happening::Pull { at, from } => {
                 let view = View::of(&self.states[from]);
                 self.describe(at, from);
-                apply(&mut self.states[at], view.records.into_iter().collect(), &view.clock, true);
+                apply(
+                    &mut self.states[at],
+                    view.records.into_iter().collect(),
+                    &view.clock,
+                    true,
+                );
             }
             Happening::PullSome { at, from, keys } => {
                 let view = View::of(&self.states[from]);
                 self.describe(at, from);
-                let chosen = view.records.into_iter().filter(|(key, _)| keys & (1 << key[1]) != 0);
+                let chosen = view
+                    .records
+                    .into_iter()
+                    .filter(|(key, _)| keys & (1 << key[1]) != 0);
                 apply(&mut self.states[at], chosen.collect(), &view.clock, false);
             }
         }
@@ -149,12 +179,16 @@ impl World {
 
     fn write(&mut self, at: usize, op: Op) {
         self.chance += 1;
-        self.states[at].write(self.now, &[op], self.chance).expect("memory takes all");
+        self.states[at]
+            .write(self.now, &[op], self.chance)
+            .expect("memory takes all");
     }
 
     fn describe(&mut self, at: usize, from: usize) {
         let descriptors: Vec<_> = self.states[from].writers().iter().copied().collect();
-        self.states[at].describe(&descriptors).expect("honest descriptors");
+        self.states[at]
+            .describe(&descriptors)
+            .expect("honest descriptors");
     }
 
     /// A replica that knows all writers and no write.
@@ -174,8 +208,14 @@ impl World {
 }
 
 fn apply(state: &mut State, records: Vec<(Key, Record)>, context: &Clock, claim: bool) {
-    let reach = if claim { Reach::Snapshot(&[]) } else { Reach::Part };
-    state.apply(records, context, reach).expect("memory takes all");
+    let reach = if claim {
+        Reach::Snapshot(&[])
+    } else {
+        Reach::Part
+    };
+    state
+        .apply(records, context, reach)
+        .expect("memory takes all");
 }
 
 fn happenings() -> impl Strategy<Value = Vec<Happening>> {
@@ -270,12 +310,24 @@ fn a_clock_promises_nothing_of_a_writer_before_everything_has_come() {
     world.happen(&Happening::Put { at: 1, key: 0 });
     world.happen(&Happening::Put { at: 1, key: 1 });
     let old = View::of(&world.states[0]);
-    let (_, first) = old.clock.iter().next().map(|(writer, known)| (writer, known.base())).expect("one");
+    let (_, first) = old
+        .clock
+        .iter()
+        .next()
+        .map(|(writer, known)| (writer, known.base()))
+        .expect("one");
     assert_eq!(first, 1);
 
     // Only the second key of S arrives at R.
-    world.happen(&Happening::PullSome { at: 3, from: 1, keys: 2 });
-    assert_eq!(world.states[3].clock().count_missing_in(&Clock::default()), 1);
+    world.happen(&Happening::PullSome {
+        at: 3,
+        from: 1,
+        keys: 2,
+    });
+    assert_eq!(
+        world.states[3].clock().count_missing_in(&Clock::default()),
+        1
+    );
 
     // So what T still holds can reach R.
     world.happen(&Happening::Pull { at: 3, from: 2 });

@@ -17,8 +17,8 @@ use level_replicator_core::record::{Op, Record, Tally};
 use level_replicator_core::replica::{Input, Output, Replica};
 use level_replicator_core::resolver::Resolver;
 use level_replicator_core::session::{LinkId, PeerError};
-use level_replicator_core::storage::memory::MemoryStorage;
 use level_replicator_core::state::State;
+use level_replicator_core::storage::memory::MemoryStorage;
 use level_replicator_core::storage::{Storage, Table};
 
 /// One side of a link: whose, and what that side calls it.
@@ -115,7 +115,12 @@ impl Cluster {
 
     /// Ends a process without a word; its disk stays.
     pub(crate) fn kill(&mut self, node: usize) -> MemoryStorage {
-        let ends: Vec<End> = self.ends.keys().filter(|end| end.0 == node).copied().collect();
+        let ends: Vec<End> = self
+            .ends
+            .keys()
+            .filter(|end| end.0 == node)
+            .copied()
+            .collect();
         for end in ends {
             self.break_link(end);
         }
@@ -137,7 +142,9 @@ impl Cluster {
 
     /// The replicas that run.
     pub(crate) fn running(&self) -> Vec<usize> {
-        (0..self.nodes.len()).filter(|&node| self.nodes[node].is_some()).collect()
+        (0..self.nodes.len())
+            .filter(|&node| self.nodes[node].is_some())
+            .collect()
     }
 
     /// What time it is on one replica.
@@ -223,8 +230,9 @@ impl Cluster {
         let state = self.node(node).replica.state();
         let record = state.record(key.as_bytes()).expect("a good record");
         let puts = record.puts().filter_map(|put| put.value().cloned());
-        let mut values: Vec<String> =
-            puts.map(|value| String::from_utf8_lossy(&value).into_owned()).collect();
+        let mut values: Vec<String> = puts
+            .map(|value| String::from_utf8_lossy(&value).into_owned())
+            .collect();
         values.sort();
         values
     }
@@ -269,7 +277,11 @@ impl Cluster {
 
     /// Lets time pass to the next moment at which a replica wants to be called, at most `limit_us`.
     pub(crate) fn advance_to_next_timeout(&mut self, limit_us: u64) {
-        let timeouts = self.nodes.iter().flatten().filter_map(|node| node.replica.next_timeout());
+        let timeouts = self
+            .nodes
+            .iter()
+            .flatten()
+            .filter_map(|node| node.replica.next_timeout());
         let next = timeouts.min().unwrap_or(u64::MAX);
         let wait = next.saturating_sub(self.now.steady_us).clamp(1, limit_us);
         self.advance_us(wait);
@@ -279,12 +291,19 @@ impl Cluster {
     fn tick(&mut self) {
         for node in 0..self.nodes.len() {
             for calls in 0.. {
-                assert!(calls < 10_000, "node {node} wants to be called again and again");
+                assert!(
+                    calls < 10_000,
+                    "node {node} wants to be called again and again"
+                );
                 let now = self.now_at(node);
                 let Some(running) = &mut self.nodes[node] else {
                     break;
                 };
-                if running.replica.next_timeout().is_none_or(|due| due > now.steady_us) {
+                if running
+                    .replica
+                    .next_timeout()
+                    .is_none_or(|due| due > now.steady_us)
+                {
                     break;
                 }
                 running.replica.handle_input(now, Input::Timeout);
@@ -396,7 +415,9 @@ impl Cluster {
     }
 
     fn take_outputs(&mut self, node: usize) {
-        while let Some(output) = self.nodes[node].as_mut().and_then(|node| node.replica.poll_output())
+        while let Some(output) = self.nodes[node]
+            .as_mut()
+            .and_then(|node| node.replica.poll_output())
         {
             match output {
                 Output::Event(event) => self.node(node).events.push(event),
@@ -435,7 +456,10 @@ impl Cluster {
         });
         let Some(other) = accepted else {
             let reason = "nobody there".to_owned();
-            self.input(node, Input::ConnectFailed(link, PeerError::Unreachable { reason }));
+            self.input(
+                node,
+                Input::ConnectFailed(link, PeerError::Unreachable { reason }),
+            );
             return;
         };
         self.ends.insert((node, link), other);
@@ -453,12 +477,23 @@ impl Cluster {
         };
         for &node in &running {
             self.assert_whole(node);
-            assert_eq!(live(node), live(running[0]), "node {node} against {}", running[0]);
+            assert_eq!(
+                live(node),
+                live(running[0]),
+                "node {node} against {}",
+                running[0]
+            );
             assert_eq!(self.state(node).clock(), self.state(running[0]).clock());
             // After an unclean end a tally is unknown until it is scanned; `assert_whole` scans.
             let tallies = self.state(node).tally().zip(self.state(running[0]).tally());
-            assert!(tallies.is_none_or(|(mine, theirs)| mine == theirs), "{tallies:?}");
-            assert!(!self.state(node).is_catching_up(), "node {node} is catching up");
+            assert!(
+                tallies.is_none_or(|(mine, theirs)| mine == theirs),
+                "{tallies:?}"
+            );
+            assert!(
+                !self.state(node).is_catching_up(),
+                "node {node} is catching up"
+            );
         }
     }
 
@@ -471,7 +506,11 @@ impl Cluster {
         for (key, record) in self.contents(node) {
             tally.add(record.tally(&key));
             for version in &record.live {
-                assert!(state.clock().contains(version.dot), "{} is live and unknown", version.dot);
+                assert!(
+                    state.clock().contains(version.dot),
+                    "{} is live and unknown",
+                    version.dot
+                );
                 let ord = state.writers().ord(version.dot.writer).expect("described");
                 let row = level_replicator_core::log::row_key(ord, version.dot.seq);
                 expected.insert(row, key.clone());

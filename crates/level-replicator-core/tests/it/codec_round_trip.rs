@@ -22,7 +22,10 @@ fn through_a_frame(message: &Message) -> Message {
     message.encode(&mut bytes);
     let mut reader = FrameReader::default();
     reader.push(&bytes);
-    let frame = reader.next_frame().expect("a good frame").expect("a whole frame");
+    let frame = reader
+        .next_frame()
+        .expect("a good frame")
+        .expect("a whole frame");
     assert_eq!(reader.waiting(), 0);
     Message::decode(frame).expect("a good message")
 }
@@ -45,7 +48,10 @@ fn every_cut_of_every_message_is_refused() {
         // A fragment is any bytes.
         for len in (1..payload.len()).filter(|_| name != "fragment") {
             let payload = payload.slice(..len);
-            assert!(Message::decode(Frame { kind, payload }).is_err(), "{name} cut to {len}");
+            assert!(
+                Message::decode(Frame { kind, payload }).is_err(),
+                "{name} cut to {len}"
+            );
         }
     }
 }
@@ -67,18 +73,24 @@ fn version() -> impl Strategy<Value = Version> {
 
 fn any_record() -> impl Strategy<Value = Record> {
     let seen = proptest::collection::vec((1..6u64, 1..=u64::MAX), 0..4);
-    let general = (proptest::collection::vec(version(), 0..4), seen).prop_map(|(mut live, seen)| {
-        live.sort_by_key(|version| version.dot);
-        live.dedup_by_key(|version| version.dot);
-        let seen = seen.into_iter().map(|(writer, seq)| dot(writer, seq)).collect();
-        Record { live, seen }
-    });
+    let general =
+        (proptest::collection::vec(version(), 0..4), seen).prop_map(|(mut live, seen)| {
+            live.sort_by_key(|version| version.dot);
+            live.dedup_by_key(|version| version.dot);
+            let seen = seen
+                .into_iter()
+                .map(|(writer, seq)| dot(writer, seq))
+                .collect();
+            Record { live, seen }
+        });
     let simple = version().prop_map(|version| record(&[version], &[]));
     prop_oneof![2 => simple, 1 => general]
 }
 
 fn any_key() -> impl Strategy<Value = Key> {
-    proptest::string::string_regex("[ab]{1,6}").expect("a pattern").prop_map(Key::from)
+    proptest::string::string_regex("[ab]{1,6}")
+        .expect("a pattern")
+        .prop_map(Key::from)
 }
 
 proptest! {
@@ -232,14 +244,17 @@ fn the_longest_message_of_each_bounded_kind_fits_a_frame() {
 
 #[test]
 fn a_record_larger_than_a_frame_comes_out_of_its_fragments() {
-    let large = Message::Records(vec![
-        (Bytes::from_static(b"key"), record(&[put(1, 1, &vec![9; 3 * FRAME_PAYLOAD_MAX])], &[])),
-    ]);
+    let large = Message::Records(vec![(
+        Bytes::from_static(b"key"),
+        record(&[put(1, 1, &vec![9; 3 * FRAME_PAYLOAD_MAX])], &[]),
+    )]);
     let Message::Records(records) = &large else {
         panic!("just made");
     };
     let mut encoder = level_replicator_core::message::RecordsEncoder::default();
-    records.iter().for_each(|(key, record)| encoder.push(key, record));
+    records
+        .iter()
+        .for_each(|(key, record)| encoder.push(key, record));
     let mut joined = Vec::new();
     let mut lasts = Vec::new();
     for fragment in fragments(encoder.finish()) {
@@ -281,10 +296,20 @@ fn promising(front: &[u8], count: u64) -> Bytes {
 fn a_count_that_the_bytes_do_not_bear_out_is_refused_before_anything_is_made_for_it() {
     // 2: writers; 3: a clock with its flags; 4: records without and with the table of writers;
     // 8: applied with flags and bytes; 9: addresses.
-    for (kind, front) in [(2, &[][..]), (3, &[0]), (4, &[]), (4, &[0]), (8, &[0, 0]), (9, &[])] {
+    for (kind, front) in [
+        (2, &[][..]),
+        (3, &[0]),
+        (4, &[]),
+        (4, &[0]),
+        (8, &[0, 0]),
+        (9, &[]),
+    ] {
         for count in [1, 100, 4_096, 1 << 20, 1 << 40, u64::MAX] {
             let payload = promising(front, count);
-            assert!(Message::decode(Frame { kind, payload }).is_err(), "{kind}: {count}");
+            assert!(
+                Message::decode(Frame { kind, payload }).is_err(),
+                "{kind}: {count}"
+            );
         }
     }
 }
@@ -329,9 +354,15 @@ fn keys_that_share_their_prefix_do_not_unfold_to_many_times_the_frame() {
     let came = payload.len();
 
     let payload = Bytes::from(payload);
-    if let Ok(Message::Records(records)) = Message::decode(Frame { kind: RECORDS, payload }) {
+    if let Ok(Message::Records(records)) = Message::decode(Frame {
+        kind: RECORDS,
+        payload,
+    }) {
         let keys: usize = records.iter().map(|(key, _)| key.len()).sum();
-        assert!(keys <= 64 * came, "{keys} bytes of keys out of {came} bytes");
+        assert!(
+            keys <= 64 * came,
+            "{keys} bytes of keys out of {came} bytes"
+        );
     }
 }
 

@@ -106,10 +106,17 @@ fn a_megabyte_value_and_many_keys_fill_an_empty_replica() {
     let large = "v".repeat(3_000_000);
     cluster.put(0, "large", &large);
     for index in 0..5_000 {
-        cluster.put(0, &format!("{:08x}", index * 2_654_435_761_u64 % 1_000_003), "value of some length");
+        cluster.put(
+            0,
+            &format!("{:08x}", index * 2_654_435_761_u64 % 1_000_003),
+            "value of some length",
+        );
     }
     cluster.introduce(1, 0);
     cluster.settle();
     cluster.assert_equal();
-    assert_eq!(cluster.get(1, "large").map(|value| value.len()), Some(3_000_000));
+    assert_eq!(
+        cluster.get(1, "large").map(|value| value.len()),
+        Some(3_000_000)
+    );
 }

@@ -28,19 +28,31 @@ impl Set {
     }
 
     fn add(&mut self, other: &Set) {
-        self.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine |= theirs);
+        self.0
+            .iter_mut()
+            .zip(other.0)
+            .for_each(|(mine, theirs)| *mine |= theirs);
     }
 
     fn meets(&self, other: &Set) -> bool {
-        self.0.iter().zip(other.0).any(|(mine, theirs)| mine & theirs != 0)
+        self.0
+            .iter()
+            .zip(other.0)
+            .any(|(mine, theirs)| mine & theirs != 0)
     }
 
     fn remove(&mut self, other: &Set) {
-        self.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine &= !theirs);
+        self.0
+            .iter_mut()
+            .zip(other.0)
+            .for_each(|(mine, theirs)| *mine &= !theirs);
     }
 
     fn is_within(&self, other: &Set) -> bool {
-        self.0.iter().zip(other.0).all(|(mine, theirs)| mine & !theirs == 0)
+        self.0
+            .iter()
+            .zip(other.0)
+            .all(|(mine, theirs)| mine & !theirs == 0)
     }
 }
 
@@ -72,7 +84,8 @@ impl History {
     /// What a write is about to see of each key: taken before it.
     pub(crate) fn seen_by(&self, state: &State, ops: &[Op]) -> BTreeMap<Bytes, Set> {
         let keys = ops.iter().map(|op| op.key().clone());
-        keys.map(|key| (key.clone(), self.known(state, &key))).collect()
+        keys.map(|key| (key.clone(), self.known(state, &key)))
+            .collect()
     }
 
     /// Enters a write that was made, and checks the names and the stamps it got (I6, I8).
@@ -89,12 +102,20 @@ impl History {
         ops.iter().enumerate().for_each(|(index, op)| {
             last.insert(op.key(), index);
         });
-        let counting = ops.iter().enumerate().filter(|(index, op)| last[op.key()] == *index);
+        let counting = ops
+            .iter()
+            .enumerate()
+            .filter(|(index, op)| last[op.key()] == *index);
         let deletes_nothing = |op: &Op| {
-            matches!(op, Op::Delete(_)) && !self.greatest(&seen[op.key()]).any(|write| self.is_put(write))
+            matches!(op, Op::Delete(_))
+                && !self
+                    .greatest(&seen[op.key()])
+                    .any(|write| self.is_put(write))
         };
-        let counting: Vec<&Op> =
-            counting.map(|(_, op)| op).filter(|op| !deletes_nothing(op)).collect();
+        let counting: Vec<&Op> = counting
+            .map(|(_, op)| op)
+            .filter(|op| !deletes_nothing(op))
+            .collect();
         let (Some(first), Some(last)) = (written.first, written.last) else {
             assert!(counting.is_empty(), "a write without a name");
             return;
@@ -103,7 +124,11 @@ impl History {
         let entry = self.writers.entry(first.writer).or_insert((lifetime, 0));
         assert_eq!(entry.0, lifetime, "writer {} is used again", first.writer);
         assert_eq!(first.seq, entry.1 + 1, "numbers are in turn");
-        assert_eq!(last.seq - entry.1, counting.len() as u64, "one number for each operation");
+        assert_eq!(
+            last.seq - entry.1,
+            counting.len() as u64,
+            "one number for each operation"
+        );
         entry.1 = last.seq;
 
         let mut batch = Set::default();
@@ -121,11 +146,17 @@ impl History {
             let past = seen[op.key()];
             for before in self.in_set(&past) {
                 let before = self.writes[before].stamp;
-                assert!(before < version.stamp, "the stamp of {dot} is not after what it saw");
+                assert!(
+                    before < version.stamp,
+                    "the stamp of {dot} is not after what it saw"
+                );
             }
             assert!(version.stamp >= Stamp::from_micros(wall_us));
             batch.insert(self.writes.len());
-            self.by_key.entry(op.key().clone()).or_default().push(self.writes.len());
+            self.by_key
+                .entry(op.key().clone())
+                .or_default()
+                .push(self.writes.len());
             self.writes.push(Write {
                 dot,
                 value: match op {
@@ -154,10 +185,15 @@ impl History {
             let mut live: Vec<Dot> = record.live.iter().map(|version| version.dot).collect();
             assert!(live.is_sorted(), "{who}: {live:?}");
             live.sort();
-            let mut must: Vec<Dot> =
-                self.greatest(&known).map(|write| self.writes[write].dot).collect();
+            let mut must: Vec<Dot> = self
+                .greatest(&known)
+                .map(|write| self.writes[write].dot)
+                .collect();
             must.sort();
-            assert_eq!(live, must, "{who} holds the left of {key:?}, and must the right");
+            assert_eq!(
+                live, must,
+                "{who} holds the left of {key:?}, and must the right"
+            );
             self.check_contents(&record, state, who);
         }
     }
@@ -166,9 +202,18 @@ impl History {
         for version in &record.live {
             let write = self.writes.iter().find(|write| write.dot == version.dot);
             let write = write.unwrap_or_else(|| panic!("{who} holds the invented {}", version.dot));
-            assert_eq!(version.value(), write.value.as_ref(), "{who}: {}", version.dot);
+            assert_eq!(
+                version.value(),
+                write.value.as_ref(),
+                "{who}: {}",
+                version.dot
+            );
             assert_eq!(version.stamp, write.stamp, "{who}: {}", version.dot);
-            assert!(state.clock().contains(version.dot), "{who} holds the unknown {}", version.dot);
+            assert!(
+                state.clock().contains(version.dot),
+                "{who} holds the unknown {}",
+                version.dot
+            );
         }
     }
 
@@ -179,13 +224,20 @@ impl History {
             return;
         }
         let mut known = Set::default();
-        self.by_key.keys().for_each(|key| known.add(&self.known(state, key)));
+        self.by_key
+            .keys()
+            .for_each(|key| known.add(&self.known(state, key)));
         let mut replaced = Set::default();
-        self.in_set(&known).for_each(|write| replaced.add(&self.writes[write].past));
+        self.in_set(&known)
+            .for_each(|write| replaced.add(&self.writes[write].past));
         for batch in &self.batches {
             let mut batch = *batch;
             batch.remove(&replaced);
-            let dots = || self.in_set(&batch).map(|write| self.writes[write].dot).collect::<Vec<_>>();
+            let dots = || {
+                self.in_set(&batch)
+                    .map(|write| self.writes[write].dot)
+                    .collect::<Vec<_>>()
+            };
             let whole = batch.is_within(&known) || !batch.meets(&known);
             assert!(whole, "{who} shows half of the batch {:?}", dots());
         }
@@ -201,7 +253,11 @@ impl History {
             while let Some(dot) = next {
                 let seq = reach.entry(dot.writer).or_default();
                 *seq = (*seq).max(dot.seq);
-                next = state.writers().get(dot.writer).expect("a described writer").parent;
+                next = state
+                    .writers()
+                    .get(dot.writer)
+                    .expect("a described writer")
+                    .parent;
             }
         }
         let mut known = Set::default();
@@ -237,7 +293,8 @@ impl History {
         let mut clock = Clock::default();
         for state in states {
             let dots = self.writes.iter().map(|write| write.dot);
-            dots.filter(|dot| state.clock().contains(*dot)).for_each(|dot| clock.insert(dot));
+            dots.filter(|dot| state.clock().contains(*dot))
+                .for_each(|dot| clock.insert(dot));
         }
         clock
     }

@@ -27,13 +27,17 @@ fn read(path: &Path) -> String {
 
 /// The code without its comments.
 fn code(text: &str) -> String {
-    let uncommented = text.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code));
+    let uncommented = text
+        .lines()
+        .map(|line| line.split_once("//").map_or(line, |(code, _)| code));
     uncommented.collect::<Vec<_>>().join("\n")
 }
 
 /// The modules that `lib.rs` names, in its order.
 fn modules(lib: &str) -> Vec<String> {
-    let named = lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    let named = lib
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
     named.map(str::to_owned).collect()
 }
 
@@ -43,7 +47,9 @@ fn used(text: &str) -> Vec<String> {
     let mut names = Vec::new();
     for (place, _) in text.match_indices("crate::") {
         let rest = &text[place + "crate::".len()..];
-        let group = rest.strip_prefix('{').map(|group| group.split('}').next().unwrap_or(group));
+        let group = rest
+            .strip_prefix('{')
+            .map(|group| group.split('}').next().unwrap_or(group));
         let starts = match group {
             Some(group) => group.split(',').map(str::trim).collect(),
             None => vec![rest],
@@ -61,12 +67,16 @@ fn used_from_below(order: &[String], module: &str, text: &str) -> Vec<String> {
     let place = |name: &str| order.iter().position(|listed| listed == name);
     let own = place(module);
     let used = used(&code(text)).into_iter();
-    used.filter(|name| name != module && place(name) >= own || place(name).is_none()).collect()
+    used.filter(|name| name != module && place(name) >= own || place(name).is_none())
+        .collect()
 }
 
 fn forbidden(text: &str) -> Vec<&'static str> {
     let text = code(text).replace(ALLOWED, "");
-    FORBIDDEN.into_iter().filter(|word| text.contains(word)).collect()
+    FORBIDDEN
+        .into_iter()
+        .filter(|word| text.contains(word))
+        .collect()
 }
 
 /// Every source file but `lib.rs`, with the module it belongs to.
@@ -80,7 +90,10 @@ fn sources() -> Vec<(String, PathBuf)> {
                 folders.push(path);
                 continue;
             }
-            let within = path.strip_prefix(src()).expect("it lies within").with_extension("");
+            let within = path
+                .strip_prefix(src())
+                .expect("it lies within")
+                .with_extension("");
             let module = within.components().next().expect("a name").as_os_str();
             if module != "lib" {
                 sources.push((module.to_string_lossy().into_owned(), path));
@@ -109,7 +122,10 @@ fn every_source_file_belongs_to_a_module_that_is_listed_and_every_listed_module_
         assert!(order.contains(module), "{} is not listed", path.display());
     }
     for module in &order {
-        assert!(sources.iter().any(|(name, _)| name == module), "{module} has no file");
+        assert!(
+            sources.iter().any(|(name, _)| name == module),
+            "{module} has no file"
+        );
     }
 }
 
@@ -129,8 +145,17 @@ fn a_violation_is_found_however_it_is_written() {
     assert!(wrong("record", "use crate::{clock::Dot, state::State};"));
     assert!(wrong("record", "fn f() { crate::state::f() }"));
     assert!(wrong("state", "use crate::elsewhere::X;"));
-    assert!(!wrong("state", "use crate::{clock::Dot, record::Key}; // crate::replica"));
+    assert!(!wrong(
+        "state",
+        "use crate::{clock::Dot, record::Key}; // crate::replica"
+    ));
     assert!(!wrong("record", "use crate::record::Key;"));
-    assert_eq!(forbidden("let t = std::time::Instant::now();"), ["Instant::now"]);
-    assert_eq!(forbidden("fn f(a: std::net::TcpStream, b: std::net::SocketAddr)"), ["std::net"]);
+    assert_eq!(
+        forbidden("let t = std::time::Instant::now();"),
+        ["Instant::now"]
+    );
+    assert_eq!(
+        forbidden("fn f(a: std::net::TcpStream, b: std::net::SocketAddr)"),
+        ["std::net"]
+    );
 }

@@ -23,7 +23,10 @@ fn decodes(message: &Message) -> bool {
     message.encode(&mut bytes);
     let mut reader = FrameReader::default();
     reader.push(&bytes);
-    let frame = reader.next_frame().expect("a good frame").expect("a whole frame");
+    let frame = reader
+        .next_frame()
+        .expect("a good frame")
+        .expect("a whole frame");
     Message::decode(frame).is_ok()
 }
 
@@ -51,8 +54,14 @@ fn a_frame() {
 fn a_key_of_a_record() {
     let record = record(&[put(1, 1, b"v")], &[]);
     assert!(!records_decode(Bytes::new(), &record));
-    assert!(records_decode(Bytes::from(vec![b'k'; KEY_BYTES_MAX]), &record));
-    assert!(!records_decode(Bytes::from(vec![b'k'; KEY_BYTES_MAX + 1]), &record));
+    assert!(records_decode(
+        Bytes::from(vec![b'k'; KEY_BYTES_MAX]),
+        &record
+    ));
+    assert!(!records_decode(
+        Bytes::from(vec![b'k'; KEY_BYTES_MAX + 1]),
+        &record
+    ));
 }
 
 #[test]
@@ -117,7 +126,11 @@ fn a_stamp_of_a_record() {
 #[test]
 fn heads_of_a_message() {
     let clock = |heads: usize| Message::Clock {
-        heads: Heads((0..heads as u64).map(|writer| head(writer, &[(1, 1)], false)).collect()),
+        heads: Heads(
+            (0..heads as u64)
+                .map(|writer| head(writer, &[(1, 1)], false))
+                .collect(),
+        ),
         asks: false,
         more: false,
     };
@@ -211,25 +224,43 @@ fn every_setting() {
     };
     assert_eq!(check(&|_| ()), Ok(()));
 
-    assert_eq!(check(&|c| c.cluster = "c".repeat(CLUSTER_BYTES_MAX)), Ok(()));
-    assert_eq!(check(&|c| c.cluster = "c".repeat(CLUSTER_BYTES_MAX + 1)), Err("cluster"));
+    assert_eq!(
+        check(&|c| c.cluster = "c".repeat(CLUSTER_BYTES_MAX)),
+        Ok(())
+    );
+    assert_eq!(
+        check(&|c| c.cluster = "c".repeat(CLUSTER_BYTES_MAX + 1)),
+        Err("cluster")
+    );
     assert_eq!(check(&|c| c.cluster.clear()), Err("cluster"));
 
     assert_eq!(check(&|c| c.value_bytes_max = VALUE_BYTES_CEILING), Ok(()));
-    assert_eq!(check(&|c| c.value_bytes_max = VALUE_BYTES_CEILING + 1), Err("value_bytes_max"));
+    assert_eq!(
+        check(&|c| c.value_bytes_max = VALUE_BYTES_CEILING + 1),
+        Err("value_bytes_max")
+    );
 
     assert_eq!(check(&|c| c.min_interval = c.idle_interval), Ok(()));
-    assert_eq!(check(&|c| c.min_interval = c.idle_interval + ms(1)), Err("min_interval"));
+    assert_eq!(
+        check(&|c| c.min_interval = c.idle_interval + ms(1)),
+        Err("min_interval")
+    );
     assert_eq!(check(&|c| c.min_interval = ms(0)), Err("min_interval"));
 
     assert_eq!(check(&|c| c.backoff_min = c.backoff_max), Ok(()));
-    assert_eq!(check(&|c| c.backoff_min = c.backoff_max + ms(1)), Err("backoff_min"));
+    assert_eq!(
+        check(&|c| c.backoff_min = c.backoff_max + ms(1)),
+        Err("backoff_min")
+    );
     assert_eq!(check(&|c| c.backoff_min = ms(0)), Err("backoff_min"));
 
     assert_eq!(check(&|c| c.fanout = 0), Err("fanout"));
     assert_eq!(check(&|c| c.links_max = 0), Err("links_max"));
     assert_eq!(check(&|c| c.window = 0), Err("window"));
-    assert_eq!(check(&|c| (c.fanout, c.links_max, c.window) = (1, 1, 1)), Ok(()));
+    assert_eq!(
+        check(&|c| (c.fanout, c.links_max, c.window) = (1, 1, 1)),
+        Ok(())
+    );
 }
 
 #[test]

@@ -85,7 +85,8 @@ impl Scene {
     }
 
     fn send(&mut self, bytes: Vec<u8>) {
-        self.replica.handle_input(self.now, Input::Received(self.link, bytes.into()));
+        self.replica
+            .handle_input(self.now, Input::Received(self.link, bytes.into()));
         self.listen();
     }
 
@@ -108,7 +109,8 @@ impl Scene {
             }
         }
         while let Some(frame) = reader.next_frame().expect("we send good frames") {
-            self.said.push(Message::decode(frame).expect("we send good messages"));
+            self.said
+                .push(Message::decode(frame).expect("we send good messages"));
         }
     }
 
@@ -157,7 +159,9 @@ fn records(record: Record) -> Message {
 }
 
 fn claim() -> Message {
-    Message::Claim { unclaimed: Vec::new() }
+    Message::Claim {
+        unclaimed: Vec::new(),
+    }
 }
 
 #[test]
@@ -229,7 +233,11 @@ fn records_before_hello() {
 
 #[test]
 fn records_and_ends_outside_a_round() {
-    for message in [records(record(&[put(5, 1, b"x")], &[])), claim(), Message::Yield { whole: None }] {
+    for message in [
+        records(record(&[put(5, 1, b"x")], &[])),
+        claim(),
+        Message::Yield { whole: None },
+    ] {
         let mut scene = Scene::greeted();
         scene.say(&message);
         scene.assert_misbehaved(Misbehavior::NoRound);
@@ -398,7 +406,8 @@ fn one_link_too_many_is_told_that_we_are_busy() {
 fn a_paused_replica_leaves_accepts_nobody_and_talks_again_when_resumed() {
     let mut scene = Scene::greeted();
     let now = scene.now;
-    let address: level_replicator_core::address::Address = "10.0.0.1:9".parse().expect("an address");
+    let address: level_replicator_core::address::Address =
+        "10.0.0.1:9".parse().expect("an address");
     scene.replica.add_peer(now, address.clone());
     assert_eq!(scene.replica.first_sync(), FirstSync::Waiting);
 
@@ -435,9 +444,14 @@ fn more_than_the_window_is_refused() {
         records(record(&[put(5, seq, &value)], &[])).encode(&mut bytes);
         sent += value.len();
         // What is granted is not confirmed by time, so a peer that never stops is stopped.
-        scene.replica.handle_input(scene.now, Input::Received(scene.link, bytes.into()));
+        scene
+            .replica
+            .handle_input(scene.now, Input::Received(scene.link, bytes.into()));
         scene.listen();
-        let granted = scene.said.iter().any(|said| matches!(said, Message::Applied(applied) if applied.consumed > 0));
+        let granted = scene
+            .said
+            .iter()
+            .any(|said| matches!(said, Message::Applied(applied) if applied.consumed > 0));
         if granted {
             // The sender is told to go on, so it keeps to the rules; nothing is to be refused.
             assert!(scene.errors.is_empty());
@@ -457,19 +471,26 @@ fn backing_off_grows_from_attempt_to_attempt() {
     let unreachable = || PeerError::Unreachable {
         reason: "nobody".to_owned(),
     };
-    scene.replica.add_peer(scene.now, "10.0.0.1:9".parse().expect("an address"));
+    scene
+        .replica
+        .add_peer(scene.now, "10.0.0.1:9".parse().expect("an address"));
     let mut at = Vec::new();
     for _ in 0..3_000 {
         scene.wait(10);
         if let Some(link) = scene.dialed.pop() {
             at.push(scene.now.steady_us / 1_000);
-            scene.replica.handle_input(scene.now, Input::ConnectFailed(link, unreachable()));
+            scene
+                .replica
+                .handle_input(scene.now, Input::ConnectFailed(link, unreachable()));
             scene.listen();
         }
     }
     assert_eq!(scene.replica.first_sync(), FirstSync::Settled);
     let pauses: Vec<u64> = at.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(pauses[0] <= 60, "{pauses:?}");
-    assert!((2_500..=5_010).contains(pauses.last().expect("several")), "{pauses:?}");
+    assert!(
+        (2_500..=5_010).contains(pauses.last().expect("several")),
+        "{pauses:?}"
+    );
     assert!(at.len() < 24, "{pauses:?}");
 }

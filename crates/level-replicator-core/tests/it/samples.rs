@@ -63,7 +63,9 @@ pub(crate) fn writers() -> Writers {
 
 pub(crate) fn head(writer: u64, ranges: &[(u64, u64)], adds: bool) -> Head {
     let mut known = Known::default();
-    ranges.iter().for_each(|(first, last)| known.insert(*first..=*last));
+    ranges
+        .iter()
+        .for_each(|(first, last)| known.insert(*first..=*last));
     Head {
         writer: WriterId(writer),
         known,
@@ -90,7 +92,10 @@ pub(crate) fn hello() -> Hello {
 
 /// One message of each kind, with a name.
 pub(crate) fn messages() -> Vec<(&'static str, Message)> {
-    let heads = Heads(vec![head(1, &[(1, 9), (12, 14)], false), head(2, &[(300, 300)], true)]);
+    let heads = Heads(vec![
+        head(1, &[(1, 9), (12, 14)], false),
+        head(2, &[(300, 300)], true),
+    ]);
     vec![
         ("hello", Message::Hello(hello())),
         ("writers", Message::Writers(descriptors())),
@@ -105,8 +110,14 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
         (
             "records",
             Message::Records(vec![
-                (Bytes::from_static(b"key1"), record(&[put(1, 7, b"value")], &[])),
-                (Bytes::from_static(b"key2"), record(&[put(1, 8, b"other")], &[])),
+                (
+                    Bytes::from_static(b"key1"),
+                    record(&[put(1, 7, b"value")], &[]),
+                ),
+                (
+                    Bytes::from_static(b"key2"),
+                    record(&[put(1, 8, b"other")], &[]),
+                ),
                 (Bytes::from_static(b"key22"), siblings()),
                 (Bytes::from_static(b"z"), record(&[delete(2, 9)], &[])),
             ]),

@@ -11,7 +11,9 @@ use crate::cluster::{Cluster, address};
 
 fn synced(cluster: &mut Cluster, node: usize) -> usize {
     let events = cluster.node(node).events.iter();
-    events.filter(|event| matches!(event, Event::Synced { .. })).count()
+    events
+        .filter(|event| matches!(event, Event::Synced { .. }))
+        .count()
 }
 
 #[test]
@@ -21,8 +23,9 @@ fn a_conversation_without_news_is_one_round_trip_under_300_bytes_each_way() {
     cluster.put(0, "key", "value");
     cluster.put(1, "other", "value");
     cluster.run_for_ms(5_000);
-    let before: Vec<(u64, u64)> =
-        (0..2).map(|node| (cluster.node(node).sent_bytes, cluster.node(node).sends)).collect();
+    let before: Vec<(u64, u64)> = (0..2)
+        .map(|node| (cluster.node(node).sent_bytes, cluster.node(node).sends))
+        .collect();
     let now = cluster.now;
     cluster.node(0).replica.call_everybody(now);
     cluster.run_for_ms(3_000);
@@ -42,13 +45,19 @@ fn in_a_full_mesh_a_record_crosses_to_each_replica_about_once() {
     cluster.put(0, "key", "value");
     cluster.run_for_ms(200);
     for node in 0..5 {
-        assert_eq!(cluster.node(node).replica.sessions().count(), 4, "links of node {node}");
+        assert_eq!(
+            cluster.node(node).replica.sessions().count(),
+            4,
+            "links of node {node}"
+        );
     }
     let sent: u64 = (0..5).map(|node| cluster.node(node).sent_bytes).sum();
     // Nothing that could be compressed.
     let mut state = 1u64;
     let mut any_char = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         char::from(33 + (state >> 33) as u8 % 90)
     };
     let value: String = (0..50_000).map(|_| any_char()).collect();
@@ -57,9 +66,15 @@ fn in_a_full_mesh_a_record_crosses_to_each_replica_about_once() {
     cluster.run_for_ms(200);
 
     cluster.assert_equal();
-    let sent = (0..5).map(|node| cluster.node(node).sent_bytes).sum::<u64>() - sent;
+    let sent = (0..5)
+        .map(|node| cluster.node(node).sent_bytes)
+        .sum::<u64>()
+        - sent;
     let copies = sent as f64 / value.len() as f64;
-    assert!((3.9..4.3).contains(&copies), "{copies} copies for four replicas");
+    assert!(
+        (3.9..4.3).contains(&copies),
+        "{copies} copies for four replicas"
+    );
 }
 
 #[test]
@@ -70,8 +85,15 @@ fn two_that_dial_each_other_at_once_keep_one_link_and_call_it_no_error() {
     cluster.run_for_ms(200);
     for node in 0..2 {
         let running = cluster.node(node);
-        assert_eq!(running.replica.sessions().count(), 1, "links of node {node}");
-        let errors = running.events.iter().filter(|event| matches!(event, Event::Error { .. }));
+        assert_eq!(
+            running.replica.sessions().count(),
+            1,
+            "links of node {node}"
+        );
+        let errors = running
+            .events
+            .iter()
+            .filter(|event| matches!(event, Event::Error { .. }));
         assert_eq!(errors.count(), 0, "{:?}", running.events);
     }
     cluster.assert_equal();
@@ -85,8 +107,13 @@ fn an_address_is_learned_through_a_third() {
     cluster.introduce(3, 2);
     cluster.run_for_ms(40_000);
     for node in 0..4 {
-        let known: Vec<Address> =
-            cluster.node(node).replica.peers().iter().map(|(address, _)| address.clone()).collect();
+        let known: Vec<Address> = cluster
+            .node(node)
+            .replica
+            .peers()
+            .iter()
+            .map(|(address, _)| address.clone())
+            .collect();
         assert_eq!(known.len(), 3, "node {node} knows {known:?}");
     }
 }
@@ -169,17 +196,29 @@ fn a_request_in_the_middle_of_a_greeting_ends_soon() {
 #[test]
 fn the_first_write_waits_for_an_exchange_and_no_longer_than_there_is_hope() {
     let mut cluster = Cluster::new(2);
-    assert_eq!(cluster.node(0).replica.first_sync(), FirstSync::Settled, "nobody is known");
+    assert_eq!(
+        cluster.node(0).replica.first_sync(),
+        FirstSync::Settled,
+        "nobody is known"
+    );
     cluster.introduce(0, 1);
     assert_eq!(cluster.node(0).replica.first_sync(), FirstSync::Waiting);
     cluster.run_for_ms(50);
-    assert_eq!(cluster.node(0).replica.first_sync(), FirstSync::Settled, "an exchange is complete");
+    assert_eq!(
+        cluster.node(0).replica.first_sync(),
+        FirstSync::Settled,
+        "an exchange is complete"
+    );
 
     let mut cluster = Cluster::new(2);
     cluster.cut(0, 1);
     cluster.introduce(0, 1);
     cluster.run_for_ms(50);
-    assert_eq!(cluster.node(0).replica.first_sync(), FirstSync::Settled, "refused");
+    assert_eq!(
+        cluster.node(0).replica.first_sync(),
+        FirstSync::Settled,
+        "refused"
+    );
 
     let mut cluster = Cluster::with_config(
         2,
@@ -189,7 +228,11 @@ fn the_first_write_waits_for_an_exchange_and_no_longer_than_there_is_hope() {
         },
     );
     cluster.introduce(0, 1);
-    assert_eq!(cluster.node(0).replica.first_sync(), FirstSync::Settled, "turned off");
+    assert_eq!(
+        cluster.node(0).replica.first_sync(),
+        FirstSync::Settled,
+        "turned off"
+    );
 }
 
 #[test]
@@ -222,13 +265,19 @@ fn conversations_follow_the_writes_and_become_rare_without_them() {
         cluster.run_for_ms(10);
     }
     let busy = synced(&mut cluster, 0) - idle;
-    assert!((20..=150).contains(&busy), "{busy} conversations in a second of writes");
+    assert!(
+        (20..=150).contains(&busy),
+        "{busy} conversations in a second of writes"
+    );
 
     cluster.run_for_ms(60_000);
     let before = synced(&mut cluster, 0);
     cluster.run_for_ms(120_000);
     let quiet = synced(&mut cluster, 0) - before;
-    assert!((2..=12).contains(&quiet), "{quiet} conversations in two quiet minutes");
+    assert!(
+        (2..=12).contains(&quiet),
+        "{quiet} conversations in two quiet minutes"
+    );
     cluster.assert_equal();
 }
 
@@ -310,7 +359,11 @@ fn a_push_brings_its_own_write_though_the_peer_lacks_the_sibling_too() {
         cluster.run_for_ms(6_000);
         cluster.assert_equal();
         for node in 0..3 {
-            assert_eq!(cluster.siblings(node, "key"), ["two", "zero"], "node {node} of {seed}");
+            assert_eq!(
+                cluster.siblings(node, "key"),
+                ["two", "zero"],
+                "node {node} of {seed}"
+            );
         }
     }
 }

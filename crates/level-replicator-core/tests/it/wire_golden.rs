@@ -15,15 +15,22 @@ use level_replicator_core::record::{Record, decode_row, encode_row};
 use crate::samples::{delete, messages, put, record, siblings, writers};
 
 fn hex(bytes: &[u8]) -> String {
-    let lines = bytes.chunks(32).map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect());
+    let lines = bytes
+        .chunks(32)
+        .map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect());
     lines.collect::<Vec<String>>().join("\n")
 }
 
 fn unhex(text: &str) -> Vec<u8> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let digits: String = lines.collect();
-    let pairs = digits.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).expect("hex"));
-    pairs.map(|pair| u8::from_str_radix(pair, 16).expect("hex")).collect()
+    let pairs = digits
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| std::str::from_utf8(pair).expect("hex"));
+    pairs
+        .map(|pair| u8::from_str_radix(pair, 16).expect("hex"))
+        .collect()
 }
 
 /// Compares bytes with a file, and answers what the file holds.
@@ -51,7 +58,10 @@ fn every_message_keeps_its_bytes() {
 
         let mut reader = FrameReader::default();
         reader.push(&kept);
-        let frame = reader.next_frame().expect("a good frame").expect("a whole frame");
+        let frame = reader
+            .next_frame()
+            .expect("a good frame")
+            .expect("a whole frame");
         assert_eq!(Message::decode(frame), Ok(message));
     }
 }
@@ -60,14 +70,25 @@ fn every_message_keeps_its_bytes() {
 fn a_frame_keeps_its_header_with_and_without_compression() {
     let mut plain = Vec::new();
     level_replicator_core::frame::encode(&mut plain, 3, b"payload");
-    golden("frame_plain", "A frame of kind 3 with the payload 'payload'.", &plain);
+    golden(
+        "frame_plain",
+        "A frame of kind 3 with the payload 'payload'.",
+        &plain,
+    );
 
     let mut small = Vec::new();
     level_replicator_core::frame::encode(&mut small, 4, &[7; 4_096]);
-    let kept = golden("frame_compressed", "A frame of kind 4 with 4096 times the byte 7.", &small);
+    let kept = golden(
+        "frame_compressed",
+        "A frame of kind 4 with 4096 times the byte 7.",
+        &small,
+    );
     let mut reader = FrameReader::default();
     reader.push(&kept);
-    let frame = reader.next_frame().expect("a good frame").expect("a whole frame");
+    let frame = reader
+        .next_frame()
+        .expect("a good frame")
+        .expect("a whole frame");
     assert_eq!((frame.kind, &frame.payload[..]), (4, &[7; 4_096][..]));
 }
 
@@ -90,9 +111,21 @@ fn an_announcement_keeps_its_bytes() {
 #[test]
 fn every_form_of_a_stored_record_keeps_its_bytes() {
     let rows: [(&str, &str, Record); 3] = [
-        ("row_put", "A row of key 'key': one put.", record(&[put(1, 7, b"value")], &[])),
-        ("row_delete", "A row of key 'key': one delete.", record(&[delete(2, 9)], &[])),
-        ("row_siblings", "A row of key 'key': two puts, a delete and a history.", siblings()),
+        (
+            "row_put",
+            "A row of key 'key': one put.",
+            record(&[put(1, 7, b"value")], &[]),
+        ),
+        (
+            "row_delete",
+            "A row of key 'key': one delete.",
+            record(&[delete(2, 9)], &[]),
+        ),
+        (
+            "row_siblings",
+            "A row of key 'key': two puts, a delete and a history.",
+            siblings(),
+        ),
     ];
     let writers = writers();
     let ord = |writer: WriterId| writers.ord(writer).expect("described");

@@ -401,7 +401,7 @@ fn idle_traffic_does_not_grow_with_the_number_of_keys() {
             });
         }
         let before = second.status().traffic;
-        for _ in 0..5 {
+        for _ in 0..3 {
             second.sync_now(PATIENCE).expect("the peer is reached");
             eventually("no link is left", || {
                 first.status().links + second.status().links == 0

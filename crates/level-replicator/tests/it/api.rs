@@ -759,7 +759,7 @@ fn a_close_frees_the_port_and_the_directory_while_handles_remain() {
 /// clock: it would never reach a peer.
 #[test]
 fn a_write_that_races_with_a_close_is_refused_or_whole() {
-    for round in 0..30 {
+    for round in 0..15 {
         let storage = MemoryStorage::new();
         let db = open_in_memory(alone(), &storage);
         db.put("before", "value").expect("a write");

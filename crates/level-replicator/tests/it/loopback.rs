@@ -136,9 +136,7 @@ fn a_large_value_and_many_keys_cross_whole() {
 #[test]
 fn a_conversation_cut_at_any_byte_is_finished_by_another_peer() {
     let values = noise(400_000);
-    for bytes in [
-        1, 50, 98, 180, 300, 700, 1_500, 66_000, 90_000, 133_000, 200_000, 266_000,
-    ] {
+    for bytes in [1, 98, 180, 700, 66_000, 133_000, 266_000] {
         let proxy = Proxy::start();
         let b = open_in_memory(
             listening().advertise(proxy.address()),
@@ -299,7 +297,7 @@ fn write_velocity_raises_the_number_of_conversations_and_silence_lowers_it() {
 fn without_lingering_replicas_connect_talk_and_disconnect() {
     let first = open(listening().linger(Duration::ZERO));
     let second = open(listening().linger(Duration::ZERO).peer(first.address()));
-    for round in 0..10 {
+    for round in 0..6 {
         first
             .put(format!("first {round}"), "value")
             .expect("a write");
@@ -311,7 +309,7 @@ fn without_lingering_replicas_connect_talk_and_disconnect() {
             first.status().links + second.status().links == 0
         });
     }
-    assert_eq!(first.iter().count(), 20);
+    assert_eq!(first.iter().count(), 12);
 }
 
 #[test]
@@ -410,7 +408,7 @@ fn the_first_write_does_not_wait_for_a_peer_that_refuses_and_reads_never_wait() 
 fn the_first_write_sees_what_a_reachable_peer_has() {
     let first = open(listening());
     first.put("key", "old").expect("a write");
-    for round in 0..10 {
+    for round in 0..5 {
         let second = open(alone().peer(first.address()).first_sync_timeout(PATIENCE));
         second.put("key", format!("new {round}")).expect("a write");
         assert_eq!(
@@ -492,7 +490,7 @@ fn sync_now_succeeds_however_links_come_and_go() {
     first.add_peer(address(&second)).expect("an address");
     second.add_peer(address(&first)).expect("an address");
     let call = |db: &Db, name: &str| {
-        for round in 0..100 {
+        for round in 0..50 {
             let begun = Instant::now();
             db.put(format!("{name} {round}"), "value").expect("a write");
             if let Err(error) = db.sync_now(Duration::from_secs(5)) {
@@ -508,7 +506,7 @@ fn sync_now_succeeds_however_links_come_and_go() {
         scope.spawn(|| call(&second, "second"));
     });
     agree(&[&first, &second]);
-    assert_eq!(first.iter().count(), 200);
+    assert_eq!(first.iter().count(), 100);
 }
 
 /// The peer has said hello but not yet what it knows, when the call comes.
@@ -631,7 +629,7 @@ fn a_paused_replica_has_no_link_and_nothing_passes_until_it_resumes() {
 #[test]
 fn a_link_to_a_peer_that_vanished_does_not_stay_open() {
     let db = open_in_memory(listening(), &MemoryStorage::new());
-    for round in 0..25 {
+    for round in 0..12 {
         let mut wire = Wire::dial(&address(&db), &open_key(&cluster())).expect("the key is right");
         wire.hear_hello();
         wire.say_hello(&cluster());
@@ -668,7 +666,7 @@ fn a_pause_and_a_close_do_not_wait_for_a_peer_that_is_silent() {
 
 #[test]
 fn replicas_that_dial_each_other_at_once_keep_one_link_and_tell_of_no_error() {
-    for _ in 0..8 {
+    for _ in 0..5 {
         let nodes = [(); 2].map(|()| open_in_memory(listening(), &MemoryStorage::new()));
         let mut events = [nodes[0].events(), nodes[1].events()];
         thread::scope(|scope| {

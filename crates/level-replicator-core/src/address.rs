@@ -122,7 +122,16 @@ mod tests {
     #[test]
     fn what_is_no_host_and_port_is_refused() {
         for text in [
-            "", ":", ":9000", "host", "host:", "host:x", "host:+1", "host:65536", "a b:1", "::1:9000",
+            "",
+            ":",
+            ":9000",
+            "host",
+            "host:",
+            "host:x",
+            "host:+1",
+            "host:65536",
+            "a b:1",
+            "::1:9000",
         ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }

@@ -120,7 +120,10 @@ mod tests {
     #[test]
     fn an_announcement_survives_the_round_trip() {
         let datagram = announcement().encode(&[3; 32]);
-        assert_eq!(Announcement::decode(&datagram, &[3; 32]), Ok(announcement()));
+        assert_eq!(
+            Announcement::decode(&datagram, &[3; 32]),
+            Ok(announcement())
+        );
     }
 
     #[test]
@@ -130,7 +133,10 @@ mod tests {
         for bit in 0..datagram.len() * 8 {
             let mut damaged = datagram.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(Announcement::decode(&damaged, &[3; 32]).is_err(), "bit {bit}");
+            assert!(
+                Announcement::decode(&damaged, &[3; 32]).is_err(),
+                "bit {bit}"
+            );
         }
         for len in 0..datagram.len() {
             assert!(Announcement::decode(&datagram[..len], &[3; 32]).is_err());

@@ -387,7 +387,9 @@ impl Clock {
     /// Number of writes known here and not in `other`.
     pub fn count_missing_in(&self, other: &Clock) -> u64 {
         let ranges = self.difference(other).into_iter();
-        ranges.map(|(_, range)| range.end() - range.start() + 1).sum()
+        ranges
+            .map(|(_, range)| range.end() - range.start() + 1)
+            .sum()
     }
 
     /// A fingerprint: equal exactly for clocks that know the same writes.

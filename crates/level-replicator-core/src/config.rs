@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use crate::address::Address;
-use crate::limits::{
-    CLUSTER_BYTES_MAX, RECORD_VALUES_MAX, VALUE_BYTES_CEILING, VALUE_BYTES_MAX,
-};
+use crate::limits::{CLUSTER_BYTES_MAX, RECORD_VALUES_MAX, VALUE_BYTES_CEILING, VALUE_BYTES_MAX};
 
 /// Settings of a replica.
 #[derive(Debug, Clone)]

@@ -57,7 +57,9 @@ impl Delta {
     ) -> Delta {
         let mut ranges = ours.difference(&theirs);
         ranges.retain(|(writer, _)| only.is_none_or(|only| *writer == only));
-        let sizes = ranges.iter().map(|(_, range)| range.end() - range.start() + 1);
+        let sizes = ranges
+            .iter()
+            .map(|(_, range)| range.end() - range.start() + 1);
         Delta {
             unvisited: sizes.sum(),
             snapshot,
@@ -83,8 +85,7 @@ impl Delta {
             let Some((key, record)) = next else {
                 break;
             };
-            if !encoder.is_empty() && encoder.len() + size_hint(&key, &record) > FRAME_PAYLOAD_MAX
-            {
+            if !encoder.is_empty() && encoder.len() + size_hint(&key, &record) > FRAME_PAYLOAD_MAX {
                 self.held_over = Some((key, record));
                 break;
             }
@@ -164,6 +165,10 @@ impl Delta {
 
 /// At least as many bytes as the record takes in a `Records` message.
 fn size_hint(key: &Key, record: &Record) -> usize {
-    let values: usize = record.puts().filter_map(|put| put.value()).map(|value| value.len()).sum();
+    let values: usize = record
+        .puts()
+        .filter_map(|put| put.value())
+        .map(|value| value.len())
+        .sum();
     key.len() + values + 64 + 48 * record.live.len() + 20 * record.seen.len()
 }

@@ -1,7 +1,7 @@
 //! What a replica tells its program.
 
-use crate::clock::ReplicaId;
 use crate::address::Address;
+use crate::clock::ReplicaId;
 use crate::record::Key;
 use crate::session::PeerError;
 
@@ -111,4 +111,3 @@ pub enum Discovery {
     /// Told by another peer.
     Peer,
 }
-

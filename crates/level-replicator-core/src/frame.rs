@@ -106,7 +106,9 @@ fn decompress(payload: Bytes) -> Result<Bytes, FrameError> {
 }
 
 fn checksum(head: &[u8], payload: &[u8]) -> u32 {
-    let seed = head.iter().fold(0, |seed, &byte| seed << 8 | u64::from(byte));
+    let seed = head
+        .iter()
+        .fold(0, |seed, &byte| seed << 8 | u64::from(byte));
     xxh3_64_with_seed(payload, seed) as u32
 }
 

@@ -66,13 +66,7 @@ impl KnownRows {
     }
 
     /// Writes the rows of one writer that changed when `added` became part of what is `known`.
-    pub fn put_added(
-        &mut self,
-        batch: &mut Batch,
-        ord: WriterOrd,
-        known: &Known,
-        added: &Known,
-    ) {
+    pub fn put_added(&mut self, batch: &mut Batch, ord: WriterOrd, known: &Known, added: &Known) {
         let mut base_grew = false;
         let mut blocks = BTreeSet::new();
         for range in added.ranges() {
@@ -90,7 +84,10 @@ impl KnownRows {
 
     /// Whether a writer has rows beside its base's.
     pub fn has_blocks(&self, ord: WriterOrd) -> bool {
-        self.blocks.range((ord, 0)..=(ord, u64::MAX)).next().is_some()
+        self.blocks
+            .range((ord, 0)..=(ord, u64::MAX))
+            .next()
+            .is_some()
     }
 
     /// Writes all that is known of one writer, and removes the rows that have been overtaken.
@@ -101,7 +98,10 @@ impl KnownRows {
             batch.remove(Table::Clock, row_key(ord, block + 1));
             self.blocks.remove(&(ord, block));
         }
-        let blocks: BTreeSet<u64> = known.ahead().map(|range| range.start() >> BLOCK_BITS).collect();
+        let blocks: BTreeSet<u64> = known
+            .ahead()
+            .map(|range| range.start() >> BLOCK_BITS)
+            .collect();
         for block in blocks {
             self.put_block(batch, ord, block, known);
         }
@@ -111,8 +111,14 @@ impl KnownRows {
         let first = block << BLOCK_BITS;
         let span = first..=first + ((1 << BLOCK_BITS) - 1);
         let ranges = known.ahead_within(span.clone());
-        let begin_here: Vec<_> = ranges.filter(|range| span.contains(range.start())).collect();
-        batch.put(Table::Clock, row_key(ord, block + 1), encode_ranges(&begin_here));
+        let begin_here: Vec<_> = ranges
+            .filter(|range| span.contains(range.start()))
+            .collect();
+        batch.put(
+            Table::Clock,
+            row_key(ord, block + 1),
+            encode_ranges(&begin_here),
+        );
         self.blocks.insert((ord, block));
     }
 }

@@ -12,8 +12,8 @@ use crate::codec::{DecodeError, Reader, put_prefixed, put_varint, unzigzag, zigz
 use crate::frame::{self, Frame, WIRE_VERSION};
 use crate::limits::{
     ADDRESS_BYTES_MAX, ADDRESSES_PER_MESSAGE, CLUSTER_BYTES_MAX, DESCRIPTORS_PER_MESSAGE,
-    FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, KEY_BYTES_MAX, KEYS_PER_MESSAGE_BYTES_MAX, SIBLINGS_MAX, UNCLAIMED_PER_MESSAGE,
-    VALUE_BYTES_CEILING,
+    FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, KEY_BYTES_MAX, KEYS_PER_MESSAGE_BYTES_MAX, SIBLINGS_MAX,
+    UNCLAIMED_PER_MESSAGE, VALUE_BYTES_CEILING,
 };
 use crate::record::{Content, Key, Record, Version};
 use crate::writers::Descriptor;
@@ -182,7 +182,9 @@ impl Message {
             }
             Message::Records(records) => {
                 let mut encoder = RecordsEncoder::default();
-                records.iter().for_each(|(key, record)| encoder.push(key, record));
+                records
+                    .iter()
+                    .for_each(|(key, record)| encoder.push(key, record));
                 out.extend_from_slice(&encoder.finish());
                 kind::RECORDS
             }
@@ -419,7 +421,9 @@ impl Heads {
                     part.insert(1..=known.base());
                 }
                 room -= 1;
-                while room > 0 && let Some(range) = ahead.next() {
+                while room > 0
+                    && let Some(range) = ahead.next()
+                {
                     part.insert(range);
                     room -= 1;
                 }
@@ -827,7 +831,9 @@ impl RecordsDecoder {
         let micros = self.before.stamp.checked_add_signed(step).ok_or(INVALID)?;
         self.before.stamp = micros;
         let stamp = Stamp::from_micros(micros);
-        (stamp.as_micros() == micros).then_some(stamp).ok_or(INVALID)
+        (stamp.as_micros() == micros)
+            .then_some(stamp)
+            .ok_or(INVALID)
     }
 }
 

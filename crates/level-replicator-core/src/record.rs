@@ -206,9 +206,7 @@ pub struct Side<'a> {
 /// Whether a key's history covers a dot, with the chains of parents taken into account.
 pub fn covers(history: &VersionVector, dot: Dot, writers: &Writers) -> bool {
     history.get(dot.writer) >= dot.seq
-        || history
-            .iter()
-            .any(|seen| writers.implies(seen.writer, dot))
+        || history.iter().any(|seen| writers.implies(seen.writer, dot))
 }
 
 /// Counts over all keys of a replica, and the fingerprint of their values.
@@ -283,7 +281,11 @@ const CHECKSUM_BYTES: usize = 4;
 
 /// The disk form of a record; see docs/storage.md.
 pub fn encode_row(key: &[u8], record: &Record, ord: impl Fn(WriterId) -> WriterOrd) -> Bytes {
-    let values: usize = record.puts().filter_map(Version::value).map(Bytes::len).sum();
+    let values: usize = record
+        .puts()
+        .filter_map(Version::value)
+        .map(Bytes::len)
+        .sum();
     let mut out = Vec::with_capacity(values + 24 * (1 + record.live.len() + record.seen.len()));
     let put_dot = |out: &mut Vec<u8>, dot: Dot| {
         put_varint(out, u64::from(ord(dot.writer)));

@@ -272,7 +272,10 @@ impl Replica {
 
     /// When [`Input::Timeout`] is due at the latest, in steady microseconds; it may be past.
     pub fn next_timeout(&self) -> Option<u64> {
-        let sessions = self.sessions.values().map(|session| session.deadline(&self.config));
+        let sessions = self
+            .sessions
+            .values()
+            .map(|session| session.deadline(&self.config));
         let peers = self.peers.iter().filter(|(_, peer)| peer.link.is_none());
         let dials = (!self.paused && self.has_room_to_dial())
             .then(|| peers.map(|(_, peer)| peer.due_us).min())
@@ -386,7 +389,9 @@ impl Replica {
     pub fn abandon_sync(&mut self, id: SyncId) -> Vec<Address> {
         let request = self.syncs.remove(&id);
         let request = request.into_iter();
-        request.flat_map(|request| request.waiting.into_iter().chain(request.failed)).collect()
+        request
+            .flat_map(|request| request.waiting.into_iter().chain(request.failed))
+            .collect()
     }
 
     /// How many other replicas know a write and all before it of its writer, as last heard on the
@@ -548,7 +553,8 @@ impl Replica {
         if equal && ours.settled && hello.settled {
             let digests = ours.state_digest.zip(hello.state_digest);
             if ours.whole && hello.whole && digests.is_some_and(|(ours, theirs)| ours != theirs) {
-                self.outputs.push_back(Output::Event(Event::Divergence { peer }));
+                self.outputs
+                    .push_back(Output::Event(Event::Divergence { peer }));
             }
             session.told = Clock::clone(&clock);
             session.know(clock);
@@ -592,7 +598,9 @@ impl Replica {
             })
         };
         let others = self.sessions.values().filter(same_process);
-        let others: Vec<_> = others.map(|other| (other.link, other.dialed.is_some())).collect();
+        let others: Vec<_> = others
+            .map(|other| (other.link, other.dialed.is_some()))
+            .collect();
         for (other, other_dialed) in others {
             if we_dialed == other_dialed {
                 if we_dialed {
@@ -789,7 +797,10 @@ impl Replica {
             self.begin_round(now, session, false, own_news);
             return;
         }
-        let asked = session.exchange.as_ref().is_some_and(|exchange| exchange.theirs.is_none());
+        let asked = session
+            .exchange
+            .as_ref()
+            .is_some_and(|exchange| exchange.theirs.is_none());
         let due = session.offer_us.is_some_and(|due| due <= now.steady_us);
         if due {
             session.offer_us = None;
@@ -799,13 +810,7 @@ impl Replica {
         }
     }
 
-    fn begin_round(
-        &mut self,
-        now: Now,
-        session: &mut Session,
-        asks: bool,
-        only: Option<WriterId>,
-    ) {
+    fn begin_round(&mut self, now: Now, session: &mut Session, asks: bool, only: Option<WriterId>) {
         let clock = Arc::clone(self.state.clock());
         session.say_clock(&clock, asks);
         session.outgoing = Outgoing::Asked(Round {
@@ -830,7 +835,7 @@ impl Replica {
             Arc::clone(&session.theirs),
             round.only,
         );
-        session.outgoing = Outgoing::Streaming(round, delta);
+        session.outgoing = Outgoing::Streaming(round, Box::new(delta));
     }
 
     /// Describes the writers that the peer has not mentioned and was not told of.
@@ -852,7 +857,7 @@ impl Replica {
         now: Now,
         session: &mut Session,
         round: Round,
-        mut delta: Delta,
+        mut delta: Box<Delta>,
     ) -> Result<bool, PeerError> {
         let held = now.steady_us.saturating_sub(round.started_us);
         let too_long = held >= micros(self.config.round_time);
@@ -1013,10 +1018,17 @@ impl Replica {
                     peer.link = None;
                 }
                 let behind = session.heard && !session.theirs.covers(clock);
-                let wanted = self.syncs.values().any(|sync| sync.waiting.contains(&address));
+                let wanted = self
+                    .syncs
+                    .values()
+                    .any(|sync| sync.waiting.contains(&address));
                 peer.heard = Some(Arc::clone(&session.theirs));
                 peer.ended_us = now.steady_us;
-                let pause = if behind || wanted { spacing } else { interval as u64 };
+                let pause = if behind || wanted {
+                    spacing
+                } else {
+                    interval as u64
+                };
                 peer.due_us = now.steady_us + pause;
             }
         }
@@ -1086,7 +1098,10 @@ impl Replica {
         if self.peers.iter().count() <= SMALL_CLUSTER {
             return true;
         }
-        let dialed = self.sessions.values().filter(|session| session.dialed.is_some());
+        let dialed = self
+            .sessions
+            .values()
+            .filter(|session| session.dialed.is_some());
         self.dialing.len() + dialed.count() < self.config.fanout
     }
 
@@ -1095,7 +1110,11 @@ impl Replica {
         if self.paused {
             return;
         }
-        let met: BTreeSet<ReplicaId> = self.sessions.values().filter_map(Session::replica).collect();
+        let met: BTreeSet<ReplicaId> = self
+            .sessions
+            .values()
+            .filter_map(Session::replica)
+            .collect();
         let interval = self.velocity.interval_us(now, &self.config);
         let mut due: Vec<(Option<u64>, Address)> = Vec::new();
         for (address, peer) in self.peers.iter_mut() {
@@ -1111,7 +1130,11 @@ impl Replica {
         due.sort();
         while !due.is_empty() && self.has_room_to_dial() {
             let by_chance = self.random.usize(..5) == 0;
-            let place = if by_chance { self.random.usize(..due.len()) } else { 0 };
+            let place = if by_chance {
+                self.random.usize(..due.len())
+            } else {
+                0
+            };
             let (_, address) = due.remove(place);
             let link = self.new_link();
             if let Some(peer) = self.peers.get_mut(&address) {
@@ -1143,9 +1166,18 @@ fn check_writers(
     records: &[(Key, Record)],
     clock: Option<&Clock>,
 ) -> Result<(), PeerError> {
-    let live = records.iter().flat_map(|(_, record)| &record.live).map(|version| version.dot.writer);
-    let seen = records.iter().flat_map(|(_, record)| record.seen.iter()).map(|dot| dot.writer);
-    let known = clock.into_iter().flat_map(|clock| clock.iter()).map(|(writer, _)| writer);
+    let live = records
+        .iter()
+        .flat_map(|(_, record)| &record.live)
+        .map(|version| version.dot.writer);
+    let seen = records
+        .iter()
+        .flat_map(|(_, record)| record.seen.iter())
+        .map(|dot| dot.writer);
+    let known = clock
+        .into_iter()
+        .flat_map(|clock| clock.iter())
+        .map(|(writer, _)| writer);
     let mut last = None;
     for writer in live.chain(seen).chain(known) {
         if last != Some(writer) && writers.ord(writer).is_none() {

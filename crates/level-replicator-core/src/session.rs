@@ -47,7 +47,9 @@ pub enum PeerError {
         ours: String,
     },
     /// The peer speaks another version of the protocol. Upgrade the older side.
-    #[error("peer speaks versions {min} to {max} of the protocol, this replica speaks {WIRE_VERSION}")]
+    #[error(
+        "peer speaks versions {min} to {max} of the protocol, this replica speaks {WIRE_VERSION}"
+    )]
     Incompatible {
         /// The least version that the peer speaks.
         min: u8,
@@ -174,7 +176,7 @@ pub enum Outgoing {
     /// The clock was sent; the peer's is awaited.
     Asked(Round),
     /// Records are being sent.
-    Streaming(Round, Delta),
+    Streaming(Round, Box<Delta>),
     /// The end was sent; its confirmation is awaited.
     Ended,
 }
@@ -196,6 +198,9 @@ pub struct Round {
     /// When the round began, in steady microseconds.
     pub started_us: u64,
 }
+
+/// Records that were taken in, and the clock of the snapshot that they are from.
+pub type CutRound = (Vec<(Key, Record)>, Arc<Clock>);
 
 /// The peer's round, as far as it has come.
 struct Incoming {
@@ -452,7 +457,9 @@ impl Session {
     fn hear(&mut self) {
         self.heard = true;
         if let Some(exchange) = &mut self.exchange {
-            exchange.theirs.get_or_insert_with(|| Arc::clone(&self.theirs));
+            exchange
+                .theirs
+                .get_or_insert_with(|| Arc::clone(&self.theirs));
         }
     }
 
@@ -553,7 +560,9 @@ impl Session {
 
     /// The clock of the peer's round.
     pub fn context(&self) -> Option<Arc<Clock>> {
-        self.incoming.as_ref().map(|round| Arc::clone(&round.context))
+        self.incoming
+            .as_ref()
+            .map(|round| Arc::clone(&round.context))
     }
 
     /// The peer's round is over.
@@ -564,7 +573,7 @@ impl Session {
     /// What came of a round that was cut and is worth keeping.
     ///
     /// Less than a frame is cheaper to fetch again than to show half a batch to readers.
-    pub fn take_cut_round(&mut self, least_bytes: usize) -> Option<(Vec<(Key, Record)>, Arc<Clock>)> {
+    pub fn take_cut_round(&mut self, least_bytes: usize) -> Option<CutRound> {
         let mut round = self.incoming.take()?;
         let worth = round.in_parts || round.bytes >= least_bytes;
         let records = round.take();
@@ -577,7 +586,11 @@ impl Session {
             return None;
         }
         let wanted = self.wants_exchange && self.exchange.is_none();
-        if self.push || wanted { Some(0) } else { self.offer_us }
+        if self.push || wanted {
+            Some(0)
+        } else {
+            self.offer_us
+        }
     }
 
     /// When something must happen on this link though nothing comes, in steady microseconds.

@@ -50,7 +50,9 @@ pub enum StateError {
         key: Key,
     },
     /// An earlier commit failed and what is on disk could not be read back.
-    #[error("the storage failed earlier and could not be read back; close the database and open it again")]
+    #[error(
+        "the storage failed earlier and could not be read back; close the database and open it again"
+    )]
     Unusable,
     /// A writer's descriptor contradicts what is known.
     #[error(transparent)]
@@ -141,7 +143,9 @@ impl State {
                 let (ord, closed) = decode_meta(META_LAST_WRITER, row, |reader| {
                     Ok((reader.u32()?, reader.u8()? != 0))
                 })?;
-                let invalid = DecodeError::Invalid { what: "last writer" };
+                let invalid = DecodeError::Invalid {
+                    what: "last writer",
+                };
                 let descriptor = writers
                     .by_ord(ord)
                     .ok_or_else(|| corrupt(Table::Meta, META_LAST_WRITER, invalid))?;
@@ -373,7 +377,10 @@ impl State {
                 clock: context,
             };
             let new = Record::join(mine, remote, &writers);
-            theirs.live.iter().for_each(|version| added.insert(version.dot));
+            theirs
+                .live
+                .iter()
+                .for_each(|version| added.insert(version.dot));
             if new != old {
                 own_dot_died |= old.live.iter().any(|version| {
                     Some(version.dot.writer) == self.current && !new.holds(version.dot)
@@ -511,7 +518,8 @@ impl State {
             if whole && clock.covers_writer(writer, news) && !self.known_rows.has_blocks(ord) {
                 continue;
             }
-            news.ranges().for_each(|range| clock.insert_range(writer, range));
+            news.ranges()
+                .for_each(|range| clock.insert_range(writer, range));
             let Some(known) = clock.get(writer) else {
                 continue;
             };
@@ -568,7 +576,11 @@ impl State {
                 }
             }
         }
-        ghosts.extend(joined.iter().map(|(key, record)| (key.clone(), record.clone())));
+        ghosts.extend(
+            joined
+                .iter()
+                .map(|(key, record)| (key.clone(), record.clone())),
+        );
         for (key, ghost) in ghosts {
             if is_ghost(&ghost) && is_within(&ghost.seen, &self.clock, &self.writers) {
                 edit.replace(&key, &ghost, &Record::default());
@@ -640,7 +652,8 @@ impl<'a> Edit<'a> {
     fn put_new_writer(&mut self, writer: WriterId) {
         let ord = self.ord(writer);
         if let Some(descriptor) = self.writers.by_ord(ord) {
-            self.batch.put(Table::Writers, ord_row(ord), descriptor.to_bytes());
+            self.batch
+                .put(Table::Writers, ord_row(ord), descriptor.to_bytes());
         }
         let row = last_writer_row(ord, false);
         self.batch.put(Table::Meta, META_LAST_WRITER, row);
@@ -748,7 +761,8 @@ fn last_per_key(ops: &[Op]) -> impl Iterator<Item = &Op> + '_ {
             .map(|(index, op)| (&op.key()[..], index))
             .collect(),
     };
-    let is_last = move |index: usize, op: &Op| last.get(&op.key()[..]).is_none_or(|&at| at == index);
+    let is_last =
+        move |index: usize, op: &Op| last.get(&op.key()[..]).is_none_or(|&at| at == index);
     (ops.iter().enumerate()).filter_map(move |(index, op)| is_last(index, op).then_some(op))
 }
 

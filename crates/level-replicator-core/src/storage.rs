@@ -127,8 +127,7 @@ impl Batch {
 }
 
 /// Keys and values of a range, ascending; it can be read from both ends.
-pub type Entries =
-    Box<dyn DoubleEndedIterator<Item = Result<(Bytes, Bytes), StorageError>> + Send>;
+pub type Entries = Box<dyn DoubleEndedIterator<Item = Result<(Bytes, Bytes), StorageError>> + Send>;
 
 /// The tables at one moment.
 pub trait Snapshot: Send + Sync {

@@ -14,13 +14,19 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let options = || Options::new().secret(secret.clone()).listen("127.0.0.1:0");
     let server = options().open(directory.path().join("server"))?;
     let address = server.status().listen.ok_or("the server listens")?;
-    let client = options().peer(address.as_str()).open(directory.path().join("client"))?;
+    let client = options()
+        .peer(address.as_str())
+        .open(directory.path().join("client"))?;
 
     // Reads and buffered writes take microseconds; they may be called in place.
     let mut events = client.events();
     let follower = tokio::spawn(async move {
         while let Some(event) = events.next_async().await {
-            if let Event::Change { key, origin: Origin::Peer(replica) } = event {
+            if let Event::Change {
+                key,
+                origin: Origin::Peer(replica),
+            } = event
+            {
                 println!("{} came from {replica}", String::from_utf8_lossy(&key));
                 if key == "flags/9" {
                     return;

@@ -29,7 +29,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("{name} holds:");
         for entry in db.prefix("greeting/") {
             let (key, value) = entry?;
-            println!("  {} = {}", String::from_utf8_lossy(&key), String::from_utf8_lossy(&value));
+            println!(
+                "  {} = {}",
+                String::from_utf8_lossy(&key),
+                String::from_utf8_lossy(&value)
+            );
         }
     }
     assert_eq!(berlin.digest()?, tokyo.digest()?);

@@ -46,7 +46,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             let shown = db.get(&key)?.ok_or("a conflict has a value")?;
             println!("  {} = {}", text(&key), text(&shown));
             for sibling in siblings {
-                println!("    written by {}: {}", sibling.replica, text(&sibling.value));
+                println!(
+                    "    written by {}: {}",
+                    sibling.replica,
+                    text(&sibling.value)
+                );
             }
         }
     }
@@ -56,7 +60,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     office.resolve("note/1/tags", &merged)?;
     office.sync_now(Duration::from_secs(5))?;
     train.sync_now(Duration::from_secs(5))?;
-    println!("after resolve, train holds {} value", train.siblings("note/1/tags")?.len());
+    println!(
+        "after resolve, train holds {} value",
+        train.siblings("note/1/tags")?.len()
+    );
 
     office.close()?;
     train.close()?;

@@ -59,7 +59,11 @@ fn child(directory: &Path, peer: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn open(directory: &Path, secret: &Secret, peer: Option<&str>) -> Result<Db, level_replicator::Error> {
+fn open(
+    directory: &Path,
+    secret: &Secret,
+    peer: Option<&str>,
+) -> Result<Db, level_replicator::Error> {
     let mut options = Options::new().secret(secret.clone()).listen("127.0.0.1:0");
     if let Some(peer) = peer {
         options = options.peer(peer);

@@ -306,7 +306,8 @@ impl Db {
             values.peek().is_some() && values.all(|known| *known == value)
         };
         let op = [Op::Put(key.clone(), value.clone())];
-        let written = self.write_unless(&op, |replica| Ok(agrees(&replica.state().record(&key)?)))?;
+        let written =
+            self.write_unless(&op, |replica| Ok(agrees(&replica.state().record(&key)?)))?;
         Ok(written.and_then(|written| written.last))
     }
 
@@ -346,7 +347,12 @@ impl Db {
     /// # Errors
     ///
     /// [`Error::NotReplicated`] if that took too long. The write stays and goes on spreading.
-    pub fn wait_replicated(&self, dot: Dot, replicas: usize, timeout: Duration) -> Result<(), Error> {
+    pub fn wait_replicated(
+        &self,
+        dot: Dot,
+        replicas: usize,
+        timeout: Duration,
+    ) -> Result<(), Error> {
         self.shared.check_open()?;
         let mut replica = self.shared.replica();
         let deadline = Instant::now() + timeout;
@@ -381,7 +387,9 @@ impl Db {
     pub fn add_peer(&self, address: impl AsRef<str>) -> Result<(), Error> {
         self.shared.check_open()?;
         let address: Address = address.as_ref().parse()?;
-        self.shared.replica().add_peer(self.shared.clock.now(), address);
+        self.shared
+            .replica()
+            .add_peer(self.shared.clock.now(), address);
         self.shared.wake.notify_one();
         Ok(())
     }
@@ -394,7 +402,9 @@ impl Db {
     pub fn remove_peer(&self, address: impl AsRef<str>) -> Result<(), Error> {
         self.shared.check_open()?;
         let address: Address = address.as_ref().parse()?;
-        self.shared.replica().remove_peer(self.shared.clock.now(), &address);
+        self.shared
+            .replica()
+            .remove_peer(self.shared.clock.now(), &address);
         self.shared.wake.notify_one();
         Ok(())
     }
@@ -464,8 +474,12 @@ impl Db {
             links: self.shared.links.load(Ordering::Acquire),
             peers: peer_statuses(&replica, now.steady_us),
             storage,
-            storage_alarm: storage.write_buffer_bytes.is_some_and(|size| size > WRITE_BUFFER_ALARM)
-                || storage.journal_bytes.is_some_and(|size| size > JOURNAL_ALARM),
+            storage_alarm: storage
+                .write_buffer_bytes
+                .is_some_and(|size| size > WRITE_BUFFER_ALARM)
+                || storage
+                    .journal_bytes
+                    .is_some_and(|size| size > JOURNAL_ALARM),
         }
     }
 
@@ -629,11 +643,7 @@ impl std::fmt::Debug for Db {
 }
 
 impl Handle {
-    fn start(
-        &self,
-        name: &str,
-        run: impl FnOnce() + Send + 'static,
-    ) -> Result<(), Error> {
+    fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
         self.threads().push(thread.map_err(Error::Thread)?);
         Ok(())
@@ -686,7 +696,8 @@ impl Batch<'_> {
 
     /// Removes a key.
     pub fn delete(&mut self, key: impl AsRef<[u8]>) -> &mut Self {
-        self.ops.push(Op::Delete(Bytes::copy_from_slice(key.as_ref())));
+        self.ops
+            .push(Op::Delete(Bytes::copy_from_slice(key.as_ref())));
         self
     }
 
@@ -738,8 +749,12 @@ impl Snapshot {
 
     /// Keys and values in a range of keys; see [`Db::range`].
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Range {
-        let start = range.start_bound().map(|key| Key::copy_from_slice(key.as_ref()));
-        let end = range.end_bound().map(|key| Key::copy_from_slice(key.as_ref()));
+        let start = range
+            .start_bound()
+            .map(|key| Key::copy_from_slice(key.as_ref()));
+        let end = range
+            .end_bound()
+            .map(|key| Key::copy_from_slice(key.as_ref()));
         self.between(bound_as_slice(&start), bound_as_slice(&end))
     }
 
@@ -788,7 +803,9 @@ fn peer_statuses(replica: &Replica, steady_us: u64) -> Vec<PeerStatus> {
             session.home.as_ref() == Some(address)
                 || (peer.replica.is_some() && session.replica() == peer.replica)
         });
-        let heard = session.filter(|session| session.heard).map(|session| &session.theirs);
+        let heard = session
+            .filter(|session| session.heard)
+            .map(|session| &session.theirs);
         let heard = heard.or(peer.heard.as_ref());
         PeerStatus {
             address: address.clone(),

@@ -80,7 +80,9 @@ pub(crate) fn listen(address: &Address) -> Result<(StdListener, Address), Error>
 
 /// Runs until the database is closed.
 pub(crate) fn run(shared: &Arc<Shared>, options: &Options, listener: Option<StdListener>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -146,7 +146,9 @@ pub enum Error {
     },
 
     /// A write has not reached enough replicas in time. It stays, and goes on spreading.
-    #[error("write has reached {reached} other replicas, not {wanted}, in time; it goes on spreading")]
+    #[error(
+        "write has reached {reached} other replicas, not {wanted}, in time; it goes on spreading"
+    )]
     NotReplicated {
         /// How many other replicas know the write.
         reached: usize,

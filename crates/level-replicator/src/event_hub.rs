@@ -179,7 +179,11 @@ impl Events {
         if waiting.closed {
             return Poll::Ready(None);
         }
-        if !waiting.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+        if !waiting
+            .wakers
+            .iter()
+            .any(|waker| waker.will_wake(context.waker()))
+        {
             waiting.wakers.push(context.waker().clone());
         }
         Poll::Pending

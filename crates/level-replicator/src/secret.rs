@@ -78,7 +78,10 @@ impl Secret {
     /// The first key as 64 hex digits.
     pub fn to_hex(&self) -> String {
         let first = self.keys.first().into_iter();
-        first.flat_map(|key| key.iter()).map(|byte| format!("{byte:02x}")).collect()
+        first
+            .flat_map(|key| key.iter())
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 }
 
@@ -127,7 +130,10 @@ impl ClusterKeys {
             *blake3::keyed_hash(&key, cluster.as_bytes()).as_bytes()
         };
         ClusterKeys {
-            handshake: keys.iter().map(|key| blake3::derive_key(HANDSHAKE, key)).collect(),
+            handshake: keys
+                .iter()
+                .map(|key| blake3::derive_key(HANDSHAKE, key))
+                .collect(),
             announcement: keys.iter().map(announcement).collect(),
         }
     }

@@ -73,7 +73,9 @@ impl Shared {
     /// The replica, for as long as the guard lives. What changes the replica must not panic
     /// half-way; if it did, going on would be worse than stopping.
     pub(crate) fn replica(&self) -> MutexGuard<'_, Replica> {
-        self.replica.lock().expect("a thread panicked while it changed the replica")
+        self.replica
+            .lock()
+            .expect("a thread panicked while it changed the replica")
     }
 
     /// The writers as of some moment ago.

@@ -52,7 +52,9 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), Failure> {
         return Err("the demo needs at least 8 keys: give a file with more lines".into());
     }
     // Removed when it is dropped, whatever happens in between.
-    let directory = tempfile::Builder::new().prefix("level-replicator-demo-").tempdir()?;
+    let directory = tempfile::Builder::new()
+        .prefix("level-replicator-demo-")
+        .tempdir()?;
     let start = Instant::now();
     let screen = Screen::new();
     screen.title(usize::from(args.replicas), &data);
@@ -97,7 +99,10 @@ impl Demo {
             .iter()
             .map(|member| format!("{} on {}", member.name, member.address))
             .collect();
-        screen.tell(&format!("one process and one directory each: {}", places.join(", ")));
+        screen.tell(&format!(
+            "one process and one directory each: {}",
+            places.join(", ")
+        ));
         let mut demo = Demo {
             crew,
             screen,
@@ -110,12 +115,14 @@ impl Demo {
 
     fn discover(&mut self, others: u64) -> Result<(), Failure> {
         self.screen.step("discover");
-        let all_met = |reports: &[crew::Report]| reports.iter().all(|report| report.peers >= others);
+        let all_met =
+            |reports: &[crew::Report]| reports.iter().all(|report| report.peers >= others);
         let mut why = "multicast is off";
         if self.crew.has_multicast() {
             if let Some(took) = self.crew.wait_until(DISCOVERY_PATIENCE, all_met)? {
                 let took = screen::seconds(took);
-                self.screen.tell(&format!("they found each other by multicast in {took}"));
+                self.screen
+                    .tell(&format!("they found each other by multicast in {took}"));
                 return Ok(());
             }
             self.crew.forget_multicast();
@@ -138,18 +145,25 @@ impl Demo {
         let replicas = self.crew.members.len();
         let entries = &self.data.entries;
         std::thread::scope(|scope| {
-            let shares = self.crew.members.iter_mut().enumerate().map(|(index, member)| {
-                scope.spawn(move || {
-                    let share = entries.iter().skip(index).step_by(replicas);
-                    for (key, value) in share {
-                        member.put(key, value).map_err(|error| error.to_string())?;
-                    }
-                    member.finish().map_err(|error| error.to_string())
-                })
-            });
+            let shares = self
+                .crew
+                .members
+                .iter_mut()
+                .enumerate()
+                .map(|(index, member)| {
+                    scope.spawn(move || {
+                        let share = entries.iter().skip(index).step_by(replicas);
+                        for (key, value) in share {
+                            member.put(key, value).map_err(|error| error.to_string())?;
+                        }
+                        member.finish().map_err(|error| error.to_string())
+                    })
+                });
             let shares: Vec<_> = shares.collect();
             shares.into_iter().try_for_each(|share| {
-                share.join().unwrap_or_else(|_| Err("a thread of the demo panicked".to_owned()))
+                share
+                    .join()
+                    .unwrap_or_else(|_| Err("a thread of the demo panicked".to_owned()))
             })
         })?;
         let written = start.elapsed();
@@ -168,9 +182,15 @@ impl Demo {
         self.screen.step("cut");
         let last = self.crew.members.len() - 1;
         self.crew.members[last].pause()?;
-        let rest: Vec<&str> = self.crew.members[..last].iter().map(|member| member.name).collect();
+        let rest: Vec<&str> = self.crew.members[..last]
+            .iter()
+            .map(|member| member.name)
+            .collect();
         let alone = self.crew.members[last].name;
-        self.screen.tell(&format!("the links are cut: {} on one side, {alone} on the other", rest.join(", ")));
+        self.screen.tell(&format!(
+            "the links are cut: {} on one side, {alone} on the other",
+            rest.join(", ")
+        ));
         Ok(())
     }
 
@@ -185,12 +205,19 @@ impl Demo {
             let name = member.name;
             for index in 0..WRITES {
                 let key = format!("demo/{name}/{index:02}");
-                member.put(key.as_bytes(), format!("written by {name} while cut off").as_bytes())?;
+                member.put(
+                    key.as_bytes(),
+                    format!("written by {name} while cut off").as_bytes(),
+                )?;
             }
             for key in &shared {
                 member.put(key, format!("what {name} made of it").as_bytes())?;
             }
-            let deletes = self.data.entries.iter().skip(CONFLICTS + side * DELETES + 1);
+            let deletes = self
+                .data
+                .entries
+                .iter()
+                .skip(CONFLICTS + side * DELETES + 1);
             for (key, _) in deletes.take(DELETES).filter(|(key, _)| *key != fought_over) {
                 member.delete(key)?;
             }
@@ -231,7 +258,11 @@ impl Demo {
             self.crew.introduce_all()?;
         }
         let kept = self.crew.members[victim].dump()?;
-        let lost = self.acknowledged.iter().filter(|key| !kept.contains_key(*key)).count();
+        let lost = self
+            .acknowledged
+            .iter()
+            .filter(|key| !kept.contains_key(*key))
+            .count();
         if lost > 0 {
             return Err(format!("{lost} acknowledged writes of {name} are lost").into());
         }
@@ -248,7 +279,10 @@ impl Demo {
         let last = self.crew.members.len() - 1;
         self.crew.members[last].say("resume")?;
         let took = self.crew.wait_equal()?;
-        self.screen.tell(&format!("the links are back: all replicas agree after {}", screen::seconds(took)));
+        self.screen.tell(&format!(
+            "the links are back: all replicas agree after {}",
+            screen::seconds(took)
+        ));
         self.table()
     }
 
@@ -269,7 +303,11 @@ impl Demo {
             "both sides changed {}: every replica keeps both values",
             brief(&key, 40)
         ));
-        let first = siblings.iter().map(|sibling| sibling.stamp_us).min().unwrap_or(0);
+        let first = siblings
+            .iter()
+            .map(|sibling| sibling.stamp_us)
+            .min()
+            .unwrap_or(0);
         for sibling in &siblings {
             let name = names.get(&sibling.replica).copied().unwrap_or("?");
             let later = Duration::from_micros(sibling.stamp_us - first);
@@ -279,7 +317,9 @@ impl Demo {
         for index in 1..self.crew.members.len() {
             let (_, theirs) = self.crew.members[index].siblings(&key)?;
             if theirs != shown {
-                return Err(format!("{} shows another winner", self.crew.members[index].name).into());
+                return Err(
+                    format!("{} shows another winner", self.crew.members[index].name).into(),
+                );
             }
         }
         let fought_over = self.deleted_here_changed_there();
@@ -287,7 +327,8 @@ impl Demo {
         if kept.len() != 1 {
             return Err("a change that a delete had not seen was lost".into());
         }
-        self.screen.more("a change that the concurrent delete had not seen is kept");
+        self.screen
+            .more("a change that the concurrent delete had not seen is kept");
         Ok(())
     }
 
@@ -302,21 +343,34 @@ impl Demo {
                     .iter()
                     .filter(|(key, value)| theirs.get(*key) != Some(value))
                     .count()
-                    + theirs.keys().filter(|key| !expected.contains_key(*key)).count();
+                    + theirs
+                        .keys()
+                        .filter(|key| !expected.contains_key(*key))
+                        .count();
                 return Err(format!("{} differs in {different} keys", member.name).into());
             }
         }
-        let missing = self.acknowledged.iter().filter(|key| !expected.contains_key(*key)).count();
+        let missing = self
+            .acknowledged
+            .iter()
+            .filter(|key| !expected.contains_key(*key))
+            .count();
         if missing > 0 {
             return Err(format!("{missing} acknowledged writes are missing").into());
         }
-        let size: usize = expected.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let size: usize = expected
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
         let keys = count(expected.len() as u64);
         self.screen.tell(&format!(
             "every key and value of every replica, byte by byte: {keys} keys, {}",
             bytes(size as u64)
         ));
-        Ok(format!("{} replicas hold the same {keys} keys and values", self.crew.members.len()))
+        Ok(format!(
+            "{} replicas hold the same {keys} keys and values",
+            self.crew.members.len()
+        ))
     }
 
     fn table(&mut self) -> Result<(), Failure> {

@@ -9,7 +9,9 @@ use crate::{command, run, stderr, stdout};
 
 fn keys_file(directory: &Path, lines: usize) -> String {
     let path = directory.join("keys.txt");
-    let keys: String = (0..lines).map(|line| format!("key number {line}\n")).collect();
+    let keys: String = (0..lines)
+        .map(|line| format!("key number {line}\n"))
+        .collect();
     fs::write(&path, keys).expect("a file can be written");
     path.to_string_lossy().into_owned()
 }
@@ -17,7 +19,10 @@ fn keys_file(directory: &Path, lines: usize) -> String {
 fn is_readable(text: &str) {
     for line in text.lines() {
         assert!(line.chars().count() <= 80, "wider than 80 columns: {line}");
-        assert!(!line.contains('\x1b'), "colour, though nobody looks: {line}");
+        assert!(
+            !line.contains('\x1b'),
+            "colour, though nobody looks: {line}"
+        );
     }
 }
 
@@ -25,7 +30,9 @@ fn left_behind(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).expect("the directory is there");
     let names = entries.map(|entry| entry.expect("it can be read").file_name());
     let names = names.map(|name| name.to_string_lossy().into_owned());
-    names.filter(|name| name.starts_with("level-replicator-demo")).collect()
+    names
+        .filter(|name| name.starts_with("level-replicator-demo"))
+        .collect()
 }
 
 #[test]
@@ -40,8 +47,13 @@ fn three_replicas_diverge_and_agree_and_leave_nothing_behind() {
     let said = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{said}\n{}", stderr(&output));
     is_readable(&said);
-    for part in ["start", "discover", "load", "cut", "write", "kill", "heal", "conflict", "compare"] {
-        assert!(said.contains(&format!("\n  {part} ")), "no step {part} in\n{said}");
+    for part in [
+        "start", "discover", "load", "cut", "write", "kill", "heal", "conflict", "compare",
+    ] {
+        assert!(
+            said.contains(&format!("\n  {part} ")),
+            "no step {part} in\n{said}"
+        );
     }
     assert!(said.contains("200 acknowledged"), "{said}");
     assert_eq!(said.matches("<- readers see").count(), 1, "{said}");
@@ -64,7 +76,10 @@ fn without_multicast_two_replicas_are_told_their_addresses_and_the_demo_says_so(
 #[test]
 fn files_are_loaded_by_default_and_too_few_of_them_are_an_error_with_a_cure() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let few = command(&["demo"]).current_dir(directory.path()).output().expect("the tool runs");
+    let few = command(&["demo"])
+        .current_dir(directory.path())
+        .output()
+        .expect("the tool runs");
     assert_eq!(few.status.code(), Some(1));
     assert!(stderr(&few).contains("--keys FILE"), "{}", stderr(&few));
 
@@ -72,9 +87,16 @@ fn files_are_loaded_by_default_and_too_few_of_them_are_an_error_with_a_cure() {
         let path = directory.path().join(format!("file-{file:02}"));
         fs::write(path, vec![file; 3_000]).expect("a file can be written");
     }
-    let output = command(&["demo"]).current_dir(directory.path()).output().expect("the tool runs");
+    let output = command(&["demo"])
+        .current_dir(directory.path())
+        .output()
+        .expect("the tool runs");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(stdout(&output).contains("12 keys (35 KiB) from the files"), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("12 keys (35 KiB) from the files"),
+        "{}",
+        stdout(&output)
+    );
 }
 
 #[cfg(unix)]
@@ -89,7 +111,9 @@ fn an_interrupted_demo_removes_what_it_made_and_ends_its_replicas() {
         .spawn()
         .expect("the tool runs");
     wait_for(|| !left_behind(directory.path()).is_empty());
-    let interrupt = std::process::Command::new("kill").args(["-INT", &demo.id().to_string()]).status();
+    let interrupt = std::process::Command::new("kill")
+        .args(["-INT", &demo.id().to_string()])
+        .status();
     assert!(interrupt.expect("kill runs").success());
 
     let status = demo.wait().expect("it ends");

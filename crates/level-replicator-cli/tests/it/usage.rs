@@ -8,7 +8,10 @@ fn a_secret_is_64_hex_digits_and_a_newline_and_never_the_same() {
     for secret in &secrets {
         let digits = secret.strip_suffix('\n').expect("it ends with a newline");
         assert_eq!(digits.len(), 64);
-        assert!(digits.bytes().all(|byte| byte.is_ascii_hexdigit()), "{digits}");
+        assert!(
+            digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+            "{digits}"
+        );
     }
     assert_ne!(secrets[0], secrets[1]);
 }

@@ -120,3 +120,27 @@ fn a_megabyte_value_and_many_keys_fill_an_empty_replica() {
         Some(3_000_000)
     );
 }
+
+#[test]
+fn of_two_writes_with_one_stamp_the_greater_dot_wins_everywhere() {
+    for seed in 0..8 {
+        let mut cluster = Cluster::new(2);
+        cluster.seed = seed * 10;
+        for node in 0..2 {
+            cluster.restart(node);
+        }
+        // The second write comes a microsecond later, by a clock that is a microsecond slow.
+        cluster.wall_off_us.insert(1, -1);
+        let dots = [cluster.put(0, "key", "0"), cluster.put(1, "key", "1")];
+        cluster.introduce_all();
+        cluster.settle();
+
+        cluster.assert_equal();
+        let record = cluster.contents(0).into_values().next().expect("one key");
+        assert_eq!(record.live[0].stamp, record.live[1].stamp);
+        let winner = if dots[0] > dots[1] { "0" } else { "1" };
+        for node in 0..2 {
+            assert_eq!(cluster.get(node, "key").as_deref(), Some(winner));
+        }
+    }
+}

@@ -39,7 +39,9 @@ impl Lan {
             Ok(multicast) => multicast,
             Err(error) => {
                 let reason = error.to_string();
-                let _ = driver.send(FromLink::MulticastFailed(PeerError::Multicast { reason })).await;
+                let _ = driver
+                    .send(FromLink::MulticastFailed(PeerError::Multicast { reason }))
+                    .await;
                 return;
             }
         };
@@ -77,7 +79,10 @@ impl Lan {
         from: SocketAddr,
         driver: &Sender<FromLink>,
     ) {
-        let mut decoded = self.keys.iter().map(|key| Announcement::decode(datagram, key));
+        let mut decoded = self
+            .keys
+            .iter()
+            .map(|key| Announcement::decode(datagram, key));
         let Some(Ok(heard)) = decoded.find(Result::is_ok) else {
             return;
         };
@@ -94,7 +99,9 @@ impl Lan {
             Ok(address) => address,
             Err(_) => Address::from(SocketAddr::new(from.ip(), heard.port)),
         };
-        let _ = driver.send(FromLink::Discovered(address, Discovery::Multicast)).await;
+        let _ = driver
+            .send(FromLink::Discovered(address, Discovery::Multicast))
+            .await;
     }
 
     fn announcement(&self, wants_answer: bool) -> Vec<u8> {
@@ -106,6 +113,9 @@ impl Lan {
             host: named.map_or(String::new(), |address| address.host().to_owned()),
             port: reachable.map_or(0, Address::port),
         };
-        self.keys.first().map(|key| announcement.encode(key)).unwrap_or_default()
+        self.keys
+            .first()
+            .map(|key| announcement.encode(key))
+            .unwrap_or_default()
     }
 }

@@ -164,7 +164,9 @@ async fn write_all(mut writer: NoiseWriter, mut queue: LinkQueue) {
             while let Some(more) = next {
                 taken += more.len();
                 joined.extend_from_slice(&more);
-                next = (joined.len() < 256 << 10).then(|| queue.commands.try_recv().ok()).flatten();
+                next = (joined.len() < 256 << 10)
+                    .then(|| queue.commands.try_recv().ok())
+                    .flatten();
             }
             writer.write_all(&joined).await
         };

@@ -110,7 +110,11 @@ impl Crew {
 
     /// Tells every replica the addresses of the others.
     pub(crate) fn introduce_all(&mut self) -> Result<(), Failure> {
-        let addresses: Vec<String> = self.members.iter().map(|member| member.address.clone()).collect();
+        let addresses: Vec<String> = self
+            .members
+            .iter()
+            .map(|member| member.address.clone())
+            .collect();
         for (index, member) in self.members.iter_mut().enumerate() {
             for (other, address) in addresses.iter().enumerate() {
                 if other != index {
@@ -145,7 +149,9 @@ impl Crew {
     /// Waits until all replicas say that they hold the same.
     pub(crate) fn wait_equal(&mut self) -> Result<Duration, Failure> {
         let waited = self.wait_until(PATIENCE, |reports| {
-            reports.iter().all(|report| report.settled && report.equals(&reports[0]))
+            reports
+                .iter()
+                .all(|report| report.settled && report.equals(&reports[0]))
         })?;
         let seconds = PATIENCE.as_secs();
         waited.ok_or_else(|| format!("the replicas did not agree within {seconds} s").into())
@@ -180,7 +186,10 @@ impl Crew {
         }
         let mut child = command.spawn()?;
         let to = child.stdin.take().ok_or("the child has a standard input")?;
-        let from = child.stdout.take().ok_or("the child has a standard output")?;
+        let from = child
+            .stdout
+            .take()
+            .ok_or("the child has a standard output")?;
         let mut member = Member {
             name,
             address: String::new(),
@@ -295,7 +304,12 @@ impl Member {
     fn hear(&mut self, verb: &str) -> Result<Said, Failure> {
         let said = self.hear_any()?;
         if said.verb() != verb {
-            return Err(format!("replica {} said '{}' instead of '{verb}'", self.name, said.verb()).into());
+            return Err(format!(
+                "replica {} said '{}' instead of '{verb}'",
+                self.name,
+                said.verb()
+            )
+            .into());
         }
         Ok(said)
     }
@@ -318,9 +332,9 @@ impl Report {
             let known = most.entry(writer).or_default();
             *known = (*known).max(*writes);
         }
-        let missing = most.iter().map(|(writer, writes)| {
-            writes - self.clock.get(*writer).copied().unwrap_or(0)
-        });
+        let missing = most
+            .iter()
+            .map(|(writer, writes)| writes - self.clock.get(*writer).copied().unwrap_or(0));
         missing.sum()
     }
 }

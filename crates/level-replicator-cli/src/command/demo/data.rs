@@ -25,7 +25,11 @@ pub(crate) fn from_lines(path: &Path) -> Result<Data, Failure> {
     let explain = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
     let file = fs::File::open(path).map_err(explain)?;
     let mut entries = Vec::new();
-    for (number, line) in BufReader::new(file).split(b'\n').take(LINES_MAX).enumerate() {
+    for (number, line) in BufReader::new(file)
+        .split(b'\n')
+        .take(LINES_MAX)
+        .enumerate()
+    {
         let mut key = line.map_err(explain)?;
         if key.last() == Some(&b'\r') {
             key.pop();

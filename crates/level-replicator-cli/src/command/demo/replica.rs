@@ -98,7 +98,10 @@ fn tell_status(db: &Db, out: &mut impl Write) -> Result<(), Failure> {
         u8::from(status.multicast),
     );
     for (writer, known) in status.clock.iter() {
-        let writes: u64 = known.ranges().map(|range| range.end() - range.start() + 1).sum();
+        let writes: u64 = known
+            .ranges()
+            .map(|range| range.end() - range.start() + 1)
+            .sum();
         line.push_str(&format!(" {writer}={writes}"));
     }
     Ok(say(out, &line)?)

@@ -21,7 +21,11 @@ impl Screen {
     }
 
     pub(super) fn title(&self, replicas: usize, data: &Data) {
-        let size: usize = data.entries.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let size: usize = data
+            .entries
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
         let source = brief(data.source.as_bytes(), 40);
         println!(
             "{}",
@@ -64,7 +68,11 @@ impl Screen {
             brief(value, 34)
         );
         if wins {
-            println!("{:INDENT$}{}", "", self.paint.green(format!("{line}  <- readers see")));
+            println!(
+                "{:INDENT$}{}",
+                "",
+                self.paint.green(format!("{line}  <- readers see"))
+            );
         } else {
             println!("{:INDENT$}{line}", "");
         }
@@ -78,7 +86,11 @@ impl Screen {
         println!("{}", self.paint.bold(format!("{:>8}{head}", "")));
         for (name, report) in names.iter().zip(reports) {
             let equals = reports.iter().all(|other| report.equals(other));
-            let equal = if equals { self.paint.green("yes") } else { self.paint.red("no") };
+            let equal = if equals {
+                self.paint.green("yes")
+            } else {
+                self.paint.red("no")
+            };
             println!(
                 "{:>8}  {name:<9}{:>9}{:>11}{:>7}{:>11}{:>11}  {equal}",
                 "",
@@ -94,7 +106,8 @@ impl Screen {
     pub(super) fn verdict(&self, proof: &str, took: Duration) {
         println!(
             "\n{}",
-            self.paint.green(format!("equal: {proof} ({})", seconds(took)))
+            self.paint
+                .green(format!("equal: {proof} ({})", seconds(took)))
         );
     }
 }

@@ -52,7 +52,9 @@ pub(crate) fn hear(input: &mut impl BufRead) -> io::Result<Option<Said>> {
         return Ok(None);
     }
     let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-    let mut lengths = words.iter().filter_map(|word| word.strip_prefix('+')?.parse().ok());
+    let mut lengths = words
+        .iter()
+        .filter_map(|word| word.strip_prefix('+')?.parse().ok());
     let (key_len, value_len) = (lengths.next().unwrap_or(0), lengths.next().unwrap_or(0));
     let mut key = vec![0; key_len];
     input.read_exact(&mut key)?;

@@ -302,7 +302,14 @@ impl Replica {
         for link in links {
             self.leave(now, link);
         }
-        self.dialing.retain(|_, dialed| dialed != address);
+        let outputs = &mut self.outputs;
+        self.dialing.retain(|&link, dialed| {
+            let stays = dialed != address;
+            if !stays {
+                outputs.push_back(Output::Close(link));
+            }
+            stays
+        });
         self.peers.forget(address);
         for sync in self.syncs.values_mut() {
             sync.waiting.remove(address);

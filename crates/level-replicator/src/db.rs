@@ -547,6 +547,8 @@ impl Db {
         self.attempt_first_sync();
 
         let mut replica = self.shared.replica();
+        // Asked again under the lock: nothing may be written after the state was closed.
+        self.shared.check_open()?;
         if skip(&replica)? {
             return Ok(None);
         }
@@ -603,12 +605,12 @@ impl Db {
             check_key(op.key())?;
             bytes += op.key().len();
             if let Op::Put(_, value) = op {
-                check_size("value of bytes", value.len(), value_max)?;
+                check_size("value", value.len(), value_max)?;
                 bytes += value.len();
             }
         }
-        check_size("batch of operations", ops.len(), BATCH_OPS_MAX)?;
-        check_size("batch of bytes", bytes, BATCH_BYTES_MAX)
+        check_size("operations", ops.len(), BATCH_OPS_MAX)?;
+        check_size("batch", bytes, BATCH_BYTES_MAX)
     }
 
     /// Lets the first write wait for one conversation, so that it conflicts with less.
@@ -775,11 +777,11 @@ impl Snapshot {
     }
 }
 
-fn check_key(key: &[u8]) -> Result<(), Error> {
+pub(crate) fn check_key(key: &[u8]) -> Result<(), Error> {
     if key.is_empty() {
         return Err(Error::EmptyKey);
     }
-    check_size("key of bytes", key.len(), KEY_BYTES_MAX)
+    check_size("key", key.len(), KEY_BYTES_MAX)
 }
 
 fn check_size(what: &'static str, size: usize, limit: usize) -> Result<(), Error> {

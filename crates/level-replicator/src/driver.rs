@@ -253,16 +253,22 @@ impl Driver {
     }
 
     fn dial(&mut self, link: LinkId, address: Address) {
-        let queue = self.new_link(link);
+        let mut queue = self.new_link(link);
         let sender = self.sender.clone();
         let keys = Rc::clone(&self.keys);
         spawn_local(async move {
-            match link::dial(&address, &keys.handshake[0]).await {
-                Ok(stream) => {
+            let dialed = tokio::select! {
+                dialed = link::dial(&address, &keys.handshake[0]) => Some(dialed),
+                // Nothing is queued before the link is made, so this ends only without the driver.
+                () = queue.let_go() => None,
+            };
+            match dialed {
+                None => {}
+                Some(Ok(stream)) => {
                     let _ = sender.send(FromLink::Connected(link)).await;
                     link::run(link, stream, queue, sender.clone()).await;
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     let _ = sender.send(FromLink::ConnectFailed(link, error)).await;
                 }
             }
@@ -344,6 +350,7 @@ impl Driver {
         spawn_local(async move {
             let mut ticks = interval(SYNC_INTERVAL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut failed_before = false;
             loop {
                 ticks.tick().await;
                 if !shared.group_sync.is_behind() {
@@ -352,12 +359,15 @@ impl Driver {
                 let syncing = Arc::clone(&shared);
                 let synced =
                     spawn_blocking(move || syncing.group_sync.sync_all(&*syncing.storage)).await;
-                if let Ok(Err(error)) = synced {
-                    let reason = error.to_string();
+                let failed = match synced {
+                    Ok(Err(error)) => Some(error.to_string()),
+                    _ => None,
+                };
+                // Most engines are done for then, but some recover: say it once, and go on trying.
+                let is_news = !std::mem::replace(&mut failed_before, failed.is_some());
+                if let Some(reason) = failed.filter(|_| is_news) {
                     let failed = FromLink::SyncFailed(PeerError::Storage { reason });
                     let _ = sender.send(failed).await;
-                    // The engine is done for; saying so once is enough.
-                    return;
                 }
             }
         });

@@ -22,9 +22,9 @@ pub enum Error {
     EmptyKey,
 
     /// Something is over its limit. Nothing was changed.
-    #[error("{what} of {size} exceeds the limit of {limit}")]
+    #[error("{} exceeds the limit of {limit}", describe_size(.what, .size))]
     TooLarge {
-        /// What: key, value, batch; with its unit.
+        /// What: "key", "value" or "batch", in bytes; "operations", those of a batch.
         what: &'static str,
         /// How large it is.
         size: usize,
@@ -75,11 +75,12 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// The storage engine failed. Nothing of the call was changed.
+    /// The storage engine failed. Nothing of the call shows.
     ///
     /// After a failed write the engine accepts no more writes until the database is opened again;
-    /// reads go on. The usual cause is a full disk: make room, then open again.
-    #[error("storage: {0}; nothing of this call was changed")]
+    /// reads go on. The usual cause is a full disk: make room, then open again. What failed may then
+    /// turn out to have been written: whole, never in part.
+    #[error("storage: {0}; nothing of this call shows")]
     Storage(#[source] StorageError),
 
     /// A write is in place, and is seen and replicated, but may not survive a loss of power.
@@ -186,6 +187,13 @@ fn describe(path: &Option<PathBuf>) -> String {
     match path {
         Some(path) => format!("{path:?} holds"),
         None => "this is".to_owned(),
+    }
+}
+
+fn describe_size(what: &str, size: &usize) -> String {
+    match what {
+        "operations" => format!("batch of {size} operations"),
+        _ => format!("{what} of {size} bytes"),
     }
 }
 

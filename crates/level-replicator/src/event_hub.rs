@@ -21,7 +21,7 @@ pub(crate) struct EventHub {
 struct Hub {
     queues: Vec<Weak<Queue>>,
     /// What happened before anybody listened, for the first receiver.
-    early: VecDeque<Event>,
+    early: Arc<Queue>,
     had_receiver: bool,
     closed: bool,
 }
@@ -44,9 +44,7 @@ impl EventHub {
     pub(crate) fn send(&self, event: Event) {
         let mut hub = lock(&self.inner);
         if !hub.had_receiver {
-            if hub.early.len() < QUEUE_MAX {
-                hub.early.push_back(event);
-            }
+            hub.early.push(event);
             return;
         }
         hub.queues.retain(|queue| match queue.upgrade() {
@@ -60,11 +58,8 @@ impl EventHub {
 
     /// A new receiver. The first one also gets what happened before it.
     pub(crate) fn subscribe(&self) -> Events {
-        let queue = Arc::new(Queue::default());
         let mut hub = lock(&self.inner);
-        for event in std::mem::take(&mut hub.early) {
-            queue.push(event);
-        }
+        let queue = std::mem::take(&mut hub.early);
         if hub.closed {
             queue.close();
         }

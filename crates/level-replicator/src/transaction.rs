@@ -6,7 +6,7 @@ use bytes::Bytes;
 use level_replicator_core::record::{Key, Op, Value};
 use level_replicator_core::storage::Table;
 
-use crate::db::Snapshot;
+use crate::db::{Snapshot, check_key};
 use crate::error::Error;
 
 /// What a closure of [`Db::transact`](crate::Db::transact) reads and writes.
@@ -38,9 +38,7 @@ impl Transaction {
             Some(Op::Delete(_)) => return Ok(None),
             None => {}
         }
-        if key.is_empty() {
-            return Err(Error::EmptyKey);
-        }
+        check_key(&key)?;
         let row = self.snapshot.tables.get(Table::Data, &key)?;
         self.reads.insert(key.clone(), row.clone());
         match row {

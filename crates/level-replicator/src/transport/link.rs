@@ -74,6 +74,13 @@ impl LinkHandle {
     }
 }
 
+impl LinkQueue {
+    /// Returns when the driver has let go of the link. What is queued is dropped.
+    pub(crate) async fn let_go(&mut self) {
+        while self.commands.recv().await.is_some() {}
+    }
+}
+
 /// Connects to an address and proves membership of the cluster.
 pub(crate) async fn dial(
     address: &Address,
@@ -173,7 +180,8 @@ async fn write_all(mut writer: NoiseWriter, mut queue: LinkQueue) {
         queue.queued.set(queue.queued.get().saturating_sub(taken));
         if written.is_err() {
             // The reader meets the same broken connection and tells of it.
-            pending().await
+            queue.let_go().await;
+            return;
         }
     }
     let _ = timeout(FAREWELL_TIMEOUT, writer.shutdown()).await;

@@ -189,7 +189,7 @@ fn on_a_full_disk_a_write_fails_whole_and_what_was_acknowledged_survives() {
     for word in [
         "storage",
         "File too large",
-        "nothing of this call was changed",
+        "nothing of this call shows",
         "full",
         "reopen",
     ] {
@@ -417,7 +417,7 @@ fn a_write_that_the_storage_refuses_is_not_half_done_anywhere() {
         &[
             "commit a batch",
             "on fire",
-            "nothing of this call was changed",
+            "nothing of this call shows",
         ],
     );
     assert_eq!(

@@ -317,9 +317,11 @@ impl Clock {
         self.insert_range(dot.writer, dot.seq..=dot.seq);
     }
 
-    /// Adds a range of one writer's writes, both ends inclusive.
+    /// Adds a range of one writer's writes, both ends inclusive; an empty range adds nothing.
     pub fn insert_range(&mut self, writer: WriterId, range: RangeInclusive<u64>) {
-        self.0.entry(writer).or_default().insert(range);
+        if !range.is_empty() {
+            self.0.entry(writer).or_default().insert(range);
+        }
     }
 
     /// What is known of one writer.
@@ -447,6 +449,14 @@ mod tests {
         let theirs = known(&[1..=3, 5..=6, 9..=22, 29..=40]);
 
         assert_eq!(mine.difference(&theirs), [4..=4, 7..=8, 23..=28]);
+    }
+
+    #[test]
+    fn an_empty_range_leaves_no_trace() {
+        let mut clock = Clock::default();
+        #[allow(clippy::reversed_empty_ranges)]
+        clock.insert_range(WriterId(1), 1..=0);
+        assert_eq!(clock, Clock::default());
     }
 
     #[test]

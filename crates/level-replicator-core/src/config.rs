@@ -112,6 +112,18 @@ impl Config {
             );
         }
         for (setting, value) in [
+            ("hello_timeout", self.hello_timeout),
+            ("stall_timeout", self.stall_timeout),
+            ("round_time", self.round_time),
+        ] {
+            if value.is_zero() {
+                return refuse(
+                    setting,
+                    "is 0: nothing could be answered in time".to_owned(),
+                );
+            }
+        }
+        for (setting, value) in [
             ("fanout", self.fanout),
             ("links_max", self.links_max),
             ("window", self.window),

@@ -594,11 +594,12 @@ impl Replica {
 
     /// Lets go of all links but one to the same process; answers whether this one stays.
     ///
-    /// When both sides dialed, both keep the link that the one with the lesser name made. When one
+    /// When both sides dialed, both keep the link that the one with the lesser name made; names are
+    /// compared with the processes' random numbers, for twins of one name. When one
     /// side dialed twice, that side lets go of the later link.
     fn keep_one_link(&mut self, now: Now, session: &Session, hello: &Hello) -> bool {
         let we_dialed = session.dialed.is_some();
-        let ours_stays = self.state.replica() < hello.replica;
+        let ours_stays = (self.state.replica(), self.instance) < (hello.replica, hello.instance);
         let same_process = |other: &&Session| {
             other.hello.as_ref().is_some_and(|theirs| {
                 theirs.replica == hello.replica && theirs.instance == hello.instance
@@ -652,6 +653,7 @@ impl Replica {
         self.traffic.received_records += records.len() as u64;
         let news = !records.is_empty() || (claim && !self.state.clock().covers(&context));
         if news {
+            self.check_own_writes(&context)?;
             check_writers(self.state.writers(), &records, claim.then_some(&context))?;
             self.notice_skew(now, session, &records);
         }
@@ -669,6 +671,19 @@ impl Replica {
         if news {
             self.progress_us = now.steady_us;
             self.offer_on(now);
+        }
+        Ok(())
+    }
+
+    /// Refuses a clock that knows writes of this process that it has not made. That takes two
+    /// processes resumed from one memory image, and mending it is not built yet.
+    fn check_own_writes(&self, context: &Clock) -> Result<(), Misbehavior> {
+        let Some(writer) = self.state.current_writer() else {
+            return Ok(());
+        };
+        let theirs = context.get(writer);
+        if theirs.is_some_and(|known| !self.state.clock().covers_writer(writer, known)) {
+            return Err(Misbehavior::UnwrittenDots);
         }
         Ok(())
     }
@@ -1102,6 +1117,9 @@ impl Replica {
     }
 
     fn has_room_to_dial(&self) -> bool {
+        if self.dialing.len() + self.sessions.len() >= self.config.links_max {
+            return false;
+        }
         if self.peers.iter().count() <= SMALL_CLUSTER {
             return true;
         }

@@ -452,6 +452,34 @@ fn seeds() -> Range<u64> {
     }
 }
 
+/// Seeds that once failed, with what they found.
+const ONCE_FAILED: [(u64, &str); 6] = [
+    (
+        640,
+        "a push passed over a record with siblings and claimed it",
+    ),
+    (
+        998,
+        "a base that nobody wrote down was lost with its last log entry",
+    ),
+    (
+        1222,
+        "a push passed over a record with siblings and claimed it",
+    ),
+    (
+        1300,
+        "a push passed over a record with siblings and claimed it",
+    ),
+    (
+        1054,
+        "a push named itself whole though a dot of it had been replaced",
+    ),
+    (
+        1302,
+        "a push named itself whole though a dot of it had been replaced",
+    ),
+];
+
 /// Names the seed of a run that fails.
 struct Named(u64);
 
@@ -464,6 +492,16 @@ impl Drop for Named {
                 self.0 + 1
             );
         }
+    }
+}
+
+#[test]
+fn what_once_failed_fails_no_more() {
+    for (seed, found) in ONCE_FAILED {
+        let named = Named(seed);
+        eprintln!("{seed}: {found}");
+        Run::new(seed).run();
+        drop(named);
     }
 }
 

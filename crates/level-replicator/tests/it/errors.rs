@@ -414,11 +414,7 @@ fn a_write_that_the_storage_refuses_is_not_half_done_anywhere() {
     assert!(matches!(error, Error::Storage(_)), "{error}");
     says(
         &error,
-        &[
-            "commit a batch",
-            "on fire",
-            "nothing of this call shows",
-        ],
+        &["commit a batch", "on fire", "nothing of this call shows"],
     );
     assert_eq!(
         db.status().writer,

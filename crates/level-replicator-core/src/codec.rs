@@ -196,6 +196,11 @@ pub fn unzigzag(value: u64) -> i64 {
     (value >> 1) as i64 ^ -((value & 1) as i64)
 }
 
+/// A bit of a byte of flags, if it is set.
+pub fn flag(set: bool, bit: u8) -> u8 {
+    if set { bit } else { 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

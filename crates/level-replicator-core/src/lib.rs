@@ -30,6 +30,8 @@ pub mod state;
 
 pub mod frame;
 
+pub mod packing;
+
 pub mod message;
 
 pub mod announcement;

@@ -4,32 +4,27 @@
 //! inputs. Whoever drives it calls [`Replica::handle_input`], takes every [`Output`] from
 //! [`Replica::poll_output`], and calls again at [`Replica::next_timeout`] at the latest.
 
+mod conversation;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use self::conversation::check_writers;
 use crate::address::Address;
-use crate::clock::{Clock, Dot, Now, ReplicaId, WriterId, micros};
+use crate::clock::{Dot, Now, ReplicaId, micros};
 use crate::config::Config;
-use crate::delta::Delta;
 use crate::event::{Discovery, Event, Origin, Peer};
-use crate::frame::WIRE_VERSION;
-use crate::limits::{
-    ADDRESSES_PER_MESSAGE, DESCRIPTORS_PER_MESSAGE, RECORDS_FRAME_TARGET, SKEW_NOTICE_US,
-    UNCLAIMED_PER_MESSAGE,
-};
-use crate::message::{Hello, Message};
+use crate::limits::RECORDS_FRAME_TARGET;
+use crate::message::Message;
 use crate::peers::{PeerTable, digest};
-use crate::record::{Key, Op, Record};
+use crate::record::Op;
 use crate::scheduler::WriteVelocity;
-use crate::session::{
-    End, Exchange, LinkId, Misbehavior, Outgoing, PeerError, Round, Session, Step,
-};
+use crate::session::{LinkId, PeerError, Session};
 use crate::state::{Changed, Reach, State, StateError, Written};
 use crate::storage::Storage;
-use crate::writers::{Descriptor, DescriptorError, Writers};
 
 /// Clusters up to this size talk to all their peers at once.
 const SMALL_CLUSTER: usize = 8;
@@ -461,233 +456,6 @@ impl Replica {
         }
     }
 
-    /// Does what the peer's messages ask for; answers whether the conversation goes on.
-    fn converse(&mut self, now: Now, session: &mut Session) -> Result<bool, PeerError> {
-        while let Some(step) = session.next_step(now, &self.config)? {
-            match step {
-                Step::Nothing => {}
-                Step::Greet => {
-                    if !self.meet(now, session) {
-                        return Ok(false);
-                    }
-                }
-                Step::Describe(descriptors) => self.describe(&descriptors)?,
-                Step::Answer => session.say_applied(self.state.clock(), true, false),
-                Step::Apply(records, end) => self.apply(now, session, records, end)?,
-                Step::Learn(addresses) => {
-                    for address in addresses {
-                        self.discovered(now, address, Discovery::Peer);
-                    }
-                }
-                Step::Busy(retry_ms) => return Err(PeerError::Busy { retry_ms }),
-                Step::Bye => return Ok(false),
-            }
-        }
-        session.grant(&self.config);
-        self.advance(now, session)?;
-        Ok(true)
-    }
-
-    fn greet(&mut self, session: &mut Session) {
-        let clock = Arc::clone(self.state.clock());
-        let hello = Hello {
-            version_min: WIRE_VERSION,
-            version_max: WIRE_VERSION,
-            cluster: self.config.cluster.clone(),
-            replica: self.state.replica(),
-            instance: self.instance,
-            clock_digest: clock.digest(),
-            state_digest: self.state.tally().map(|tally| tally.digest),
-            whole: self.state.ghosts() == 0,
-            settled: !self.state.is_catching_up(),
-            epoch: 0,
-            addresses_digest: self.addresses_digest(),
-            advertised: self.config.advertised.clone(),
-        };
-        session.say(&Message::Hello(hello.clone()));
-        session.greeting = Some((hello, clock));
-    }
-
-    /// The peer has said who it is; answers whether the conversation goes on.
-    fn meet(&mut self, now: Now, session: &mut Session) -> bool {
-        let Some(hello) = session.hello.clone() else {
-            return false;
-        };
-        if hello.instance == self.instance && hello.replica == self.state.replica() {
-            if let Some(dialed) = &session.dialed
-                && let Some(peer) = self.peers.get_mut(dialed)
-            {
-                peer.is_self = true;
-                for request in self.syncs.values_mut() {
-                    request.waiting.remove(dialed);
-                }
-            }
-            session.say(&Message::Bye);
-            return false;
-        }
-        self.remember(now, session, &hello);
-        if !self.keep_one_link(now, session, &hello) {
-            session.say(&Message::Bye);
-            return false;
-        }
-
-        let peer = Peer {
-            replica: hello.replica,
-            address: session.remote.clone(),
-        };
-        let event = match session.dialed {
-            Some(_) => Event::Connect { peer: peer.clone() },
-            None => Event::Connection { peer: peer.clone() },
-        };
-        self.outputs.push_back(Output::Event(event));
-        self.traffic.conversations += 1;
-        if hello.addresses_digest != self.addresses_digest() {
-            let mut addresses = self.known_addresses();
-            addresses.truncate(ADDRESSES_PER_MESSAGE);
-            session.say(&Message::Addresses(addresses));
-        }
-
-        session.exchange = Some(Exchange {
-            since_us: now.steady_us,
-            mine: Arc::clone(self.state.clock()),
-            theirs: None,
-        });
-        // Both sides compare the same two hellos, so both come to the same end.
-        let Some((ours, clock)) = session.greeting.clone() else {
-            return false;
-        };
-        let equal = ours.clock_digest == hello.clock_digest;
-        if equal && ours.settled && hello.settled {
-            let digests = ours.state_digest.zip(hello.state_digest);
-            if ours.whole && hello.whole && digests.is_some_and(|(ours, theirs)| ours != theirs) {
-                self.outputs
-                    .push_back(Output::Event(Event::Divergence { peer }));
-            }
-            session.told = Clock::clone(&clock);
-            session.know(clock);
-            session.push = true;
-        } else {
-            self.begin_round(now, session, false, None);
-        }
-        true
-    }
-
-    /// Notes who lives at which address.
-    fn remember(&mut self, now: Now, session: &mut Session, hello: &Hello) {
-        if session.dialed.is_none()
-            && let Some(advertised) = &hello.advertised
-        {
-            let home = if advertised.is_unspecified() {
-                advertised.with_host_of(&session.remote)
-            } else {
-                advertised.clone()
-            };
-            self.discovered(now, home.clone(), Discovery::Peer);
-            session.home = Some(home);
-        }
-        let home = session.home.as_ref();
-        if let Some(peer) = home.and_then(|home| self.peers.get_mut(home)) {
-            peer.replica = Some(hello.replica);
-            peer.failures = 0;
-        }
-    }
-
-    /// Lets go of all links but one to the same process; answers whether this one stays.
-    ///
-    /// When both sides dialed, both keep the link that the one with the lesser name made; names are
-    /// compared with the processes' random numbers, for twins of one name. When one
-    /// side dialed twice, that side lets go of the later link.
-    fn keep_one_link(&mut self, now: Now, session: &Session, hello: &Hello) -> bool {
-        let we_dialed = session.dialed.is_some();
-        let ours_stays = (self.state.replica(), self.instance) < (hello.replica, hello.instance);
-        let same_process = |other: &&Session| {
-            other.hello.as_ref().is_some_and(|theirs| {
-                theirs.replica == hello.replica && theirs.instance == hello.instance
-            })
-        };
-        let others = self.sessions.values().filter(same_process);
-        let others: Vec<_> = others
-            .map(|other| (other.link, other.dialed.is_some()))
-            .collect();
-        for (other, other_dialed) in others {
-            if we_dialed == other_dialed {
-                if we_dialed {
-                    return false;
-                }
-            } else if we_dialed == ours_stays {
-                self.leave(now, other);
-            } else {
-                return false;
-            }
-        }
-        true
-    }
-
-    fn describe(&mut self, descriptors: &[Descriptor]) -> Result<(), PeerError> {
-        match self.state.describe(descriptors) {
-            Ok(()) => Ok(()),
-            Err(StateError::Descriptor(DescriptorError::UnknownParent { .. })) => {
-                Err(Misbehavior::UnknownWriter.into())
-            }
-            Err(StateError::Descriptor(_)) => Err(Misbehavior::ContradictingWriter.into()),
-            Err(error) => Err(storage_error(&error)),
-        }
-    }
-
-    fn apply(
-        &mut self,
-        now: Now,
-        session: &mut Session,
-        records: Vec<(Key, Record)>,
-        end: Option<End>,
-    ) -> Result<(), PeerError> {
-        let Some(context) = session.context() else {
-            return Err(Misbehavior::NoRound.into());
-        };
-        let reach = match &end {
-            None | Some(End::Yield(None)) => Reach::Part,
-            Some(End::Yield(Some(writer))) => Reach::Writer(*writer),
-            Some(End::Claim(unclaimed)) => Reach::Snapshot(unclaimed),
-        };
-        let claim = matches!(reach, Reach::Snapshot(_));
-        self.traffic.received_records += records.len() as u64;
-        let news = !records.is_empty() || (claim && !self.state.clock().covers(&context));
-        if news {
-            self.check_own_writes(&context)?;
-            check_writers(self.state.writers(), &records, claim.then_some(&context))?;
-            self.notice_skew(now, session, &records);
-        }
-        let changed = self
-            .state
-            .apply(records, &context, reach)
-            .map_err(|error| storage_error(&error))?;
-        if let Some(replica) = session.replica() {
-            self.tell_changes(changed, Origin::Peer(replica));
-        }
-        if end.is_some() {
-            session.close_incoming();
-            session.say_applied(self.state.clock(), false, true);
-        }
-        if news {
-            self.progress_us = now.steady_us;
-            self.offer_on(now);
-        }
-        Ok(())
-    }
-
-    /// Refuses a clock that knows writes of this process that it has not made. That takes two
-    /// processes resumed from one memory image, and mending it is not built yet.
-    fn check_own_writes(&self, context: &Clock) -> Result<(), Misbehavior> {
-        let Some(writer) = self.state.current_writer() else {
-            return Ok(());
-        };
-        let theirs = context.get(writer);
-        if theirs.is_some_and(|known| !self.state.clock().covers_writer(writer, known)) {
-            return Err(Misbehavior::UnwrittenDots);
-        }
-        Ok(())
-    }
-
     /// Lets every other peer hear, a little later, of writes that came from somewhere else.
     fn offer_on(&mut self, now: Now) {
         let due = now.plus(self.config.relay_delay);
@@ -699,25 +467,6 @@ impl Replica {
             if peer.due_us > due && !peer.heard.as_ref().is_some_and(|heard| heard.covers(clock)) {
                 peer.due_us = due;
             }
-        }
-    }
-
-    fn notice_skew(&mut self, now: Now, session: &mut Session, records: &[(Key, Record)]) {
-        let stamps = records.iter().filter_map(|(_, record)| record.last_stamp());
-        let latest = stamps.max().map_or(0, |stamp| stamp.as_micros());
-        let ahead = latest.saturating_sub(now.wall_us);
-        if ahead <= SKEW_NOTICE_US || session.skew_told {
-            return;
-        }
-        if let Some(replica) = session.replica() {
-            session.skew_told = true;
-            let peer = Peer {
-                replica,
-                address: session.remote.clone(),
-            };
-            let ahead_ms = ahead / 1_000;
-            let event = Event::ClockSkew { peer, ahead_ms };
-            self.outputs.push_back(Output::Event(event));
         }
     }
 
@@ -764,194 +513,6 @@ impl Replica {
             // Nobody makes the claim. What fails here shows at the next commit.
             let _ = self.state.give_up_claims();
             self.progress_us = now.steady_us;
-        }
-    }
-
-    /// Sends what may be sent now, at most about one frame of records.
-    fn advance(&mut self, now: Now, session: &mut Session) -> Result<(), PeerError> {
-        self.begin_wanted_exchange(now, session);
-        loop {
-            match std::mem::replace(&mut session.outgoing, Outgoing::Idle) {
-                Outgoing::Asked(round) if session.heard && !round.asks => {
-                    self.begin_streaming(session, round);
-                }
-                Outgoing::Streaming(round, delta) if session.has_window(&self.config) => {
-                    if self.stream(now, session, round, delta)? {
-                        break;
-                    }
-                }
-                Outgoing::Idle if session.due().is_some_and(|due| due <= now.steady_us) => {
-                    self.begin_due_round(now, session);
-                }
-                waiting => {
-                    session.outgoing = waiting;
-                    break;
-                }
-            }
-        }
-        self.finish_exchange(now, session);
-        self.begin_wanted_exchange(now, session);
-        Ok(())
-    }
-
-    /// Begins the exchange that a call of [`Replica::request_sync`] waits for.
-    fn begin_wanted_exchange(&self, now: Now, session: &mut Session) {
-        if session.wants_exchange && session.heard && session.exchange.is_none() {
-            session.wants_exchange = false;
-            session.offer_us = Some(0);
-            session.exchange = Some(Exchange {
-                since_us: now.steady_us,
-                mine: Arc::clone(self.state.clock()),
-                theirs: None,
-            });
-        }
-    }
-
-    /// Begins the round that is due: a push of our own writes if there are any, else an offer.
-    fn begin_due_round(&mut self, now: Now, session: &mut Session) {
-        let clock = self.state.clock();
-        let own = self.state.current_writer();
-        let own_news = own.filter(|&writer| {
-            let known = clock.get(writer);
-            known.is_some_and(|known| !session.theirs.covers_writer(writer, known))
-        });
-        if std::mem::take(&mut session.push) && own_news.is_some() {
-            self.begin_round(now, session, false, own_news);
-            return;
-        }
-        let asked = session
-            .exchange
-            .as_ref()
-            .is_some_and(|exchange| exchange.theirs.is_none());
-        let due = session.offer_us.is_some_and(|due| due <= now.steady_us);
-        if due {
-            session.offer_us = None;
-            if asked || session.owes_claim || !session.theirs.covers(clock) {
-                self.begin_round(now, session, true, None);
-            }
-        }
-    }
-
-    fn begin_round(&mut self, now: Now, session: &mut Session, asks: bool, only: Option<WriterId>) {
-        let clock = Arc::clone(self.state.clock());
-        session.say_clock(&clock, asks);
-        session.outgoing = Outgoing::Asked(Round {
-            snapshot: self.state.storage().snapshot(),
-            clock,
-            writers: Arc::clone(self.state.writers()),
-            unclaimed: self.state.unclaimed().take(UNCLAIMED_PER_MESSAGE).collect(),
-            asks,
-            only,
-            started_us: now.steady_us,
-        });
-    }
-
-    fn begin_streaming(&mut self, session: &mut Session, round: Round) {
-        if !round.clock.is_empty() {
-            self.say_writers(session, &round.writers);
-        }
-        let delta = Delta::new(
-            Arc::clone(&round.snapshot),
-            Arc::clone(&round.writers),
-            &round.clock,
-            Arc::clone(&session.theirs),
-            round.only,
-        );
-        session.outgoing = Outgoing::Streaming(round, Box::new(delta));
-    }
-
-    /// Describes the writers that the peer has not mentioned and was not told of.
-    fn say_writers(&mut self, session: &mut Session, writers: &Writers) {
-        let untold = writers.iter().skip(session.writers_told);
-        let unknown: Vec<Descriptor> = untold
-            .filter(|descriptor| session.theirs.get(descriptor.writer).is_none())
-            .copied()
-            .collect();
-        for part in unknown.chunks(DESCRIPTORS_PER_MESSAGE) {
-            session.say(&Message::Writers(part.to_vec()));
-        }
-        session.writers_told = writers.len();
-    }
-
-    /// Sends one piece of a round, or its end; answers whether that is enough for now.
-    fn stream(
-        &mut self,
-        now: Now,
-        session: &mut Session,
-        round: Round,
-        mut delta: Box<Delta>,
-    ) -> Result<bool, PeerError> {
-        let held = now.steady_us.saturating_sub(round.started_us);
-        let too_long = held >= micros(self.config.round_time);
-        let piece = if too_long {
-            None
-        } else {
-            delta.next_piece().map_err(|error| storage_error(&error))?
-        };
-        if let Some(piece) = piece {
-            session.out.extend_from_slice(&piece.frames);
-            session.count_sent(now, piece.bytes, piece.records);
-            self.traffic.sent_records += piece.records;
-            session.outgoing = Outgoing::Streaming(round, delta);
-            return Ok(piece.bytes >= RECORDS_FRAME_TARGET / 2);
-        }
-
-        let damage = delta.take_damage();
-        let rest_is_known = match round.only {
-            None => true,
-            Some(only) => (round.clock.iter())
-                .filter(|(writer, _)| *writer != only)
-                .all(|(writer, known)| session.theirs.covers_writer(writer, known)),
-        };
-        let complete = damage.is_none() && !too_long;
-        session.owes_claim = !(complete && rest_is_known);
-        if session.owes_claim {
-            let whole = round.only.filter(|_| complete && delta.is_gapless());
-            session.say(&Message::Yield { whole });
-            let due = now.plus(self.config.relay_delay);
-            session.offer_us = Some(session.offer_us.map_or(due, |before| before.min(due)));
-        } else {
-            let unclaimed = round.unclaimed.clone();
-            session.say(&Message::Claim { unclaimed });
-        }
-        session.outgoing = Outgoing::Ended;
-        if let Some(damage) = damage {
-            let error = storage_error(&damage);
-            self.tell_error(Some(session.remote.clone()), error);
-        }
-        if too_long {
-            session.offer_us = Some(now.steady_us);
-        }
-        Ok(false)
-    }
-
-    /// Sees whether both sides now know what either knew when the exchange began.
-    fn finish_exchange(&mut self, now: Now, session: &mut Session) {
-        let Some(exchange) = &session.exchange else {
-            return;
-        };
-        let Some(theirs) = &exchange.theirs else {
-            return;
-        };
-        if !session.theirs.covers(&exchange.mine) || !self.state.clock().covers(theirs) {
-            return;
-        }
-        session.exchanged_us = Some(exchange.since_us);
-        session.exchange = None;
-        self.met_somebody = true;
-        self.tell_synced(session);
-        if let Some(home) = &session.home
-            && let Some(peer) = self.peers.get_mut(home)
-        {
-            peer.synced_us = Some(now.steady_us);
-        }
-        let reached = self.addresses_of(session);
-        let since = session.exchanged_us;
-        for request in self.syncs.values_mut() {
-            if since >= Some(request.since_us) {
-                request.waiting.retain(|address| !reached.contains(address));
-                request.failed.retain(|address| !reached.contains(address));
-            }
         }
     }
 
@@ -1177,38 +738,4 @@ impl Replica {
             self.outputs.push_back(Output::Send(session.link, bytes));
         }
     }
-}
-
-fn storage_error(error: &StateError) -> PeerError {
-    PeerError::Storage {
-        reason: error.to_string(),
-    }
-}
-
-/// Checks that every writer that records or a clock name was described.
-fn check_writers(
-    writers: &Writers,
-    records: &[(Key, Record)],
-    clock: Option<&Clock>,
-) -> Result<(), PeerError> {
-    let live = records
-        .iter()
-        .flat_map(|(_, record)| &record.live)
-        .map(|version| version.dot.writer);
-    let seen = records
-        .iter()
-        .flat_map(|(_, record)| record.seen.iter())
-        .map(|dot| dot.writer);
-    let known = clock
-        .into_iter()
-        .flat_map(|clock| clock.iter())
-        .map(|(writer, _)| writer);
-    let mut last = None;
-    for writer in live.chain(seen).chain(known) {
-        if last != Some(writer) && writers.ord(writer).is_none() {
-            return Err(Misbehavior::UnknownWriter.into());
-        }
-        last = Some(writer);
-    }
-    Ok(())
 }

@@ -6,7 +6,8 @@ use level_replicator_core::clock::{Clock, Dot, Known, Stamp, WriterId};
 use level_replicator_core::codec::{Reader, put_prefixed, put_varint};
 use level_replicator_core::frame::{self, Frame, FrameReader};
 use level_replicator_core::limits::{FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, STAMP_MAX};
-use level_replicator_core::message::{Heads, Message, decode_records, fragments};
+use level_replicator_core::message::{Heads, Message, fragments};
+use level_replicator_core::packing::decode_records;
 use level_replicator_core::record::{
     Content, Key, Record, Tally, Version, decode_row, encode_row, single_value,
 };
@@ -251,7 +252,7 @@ fn a_record_larger_than_a_frame_comes_out_of_its_fragments() {
     let Message::Records(records) = &large else {
         panic!("just made");
     };
-    let mut encoder = level_replicator_core::message::RecordsEncoder::default();
+    let mut encoder = level_replicator_core::packing::RecordsEncoder::default();
     records
         .iter()
         .for_each(|(key, record)| encoder.push(key, record));

@@ -13,7 +13,8 @@ use level_replicator_core::limits::{
     DESCRIPTORS_PER_MESSAGE, FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, KEY_BYTES_MAX, SIBLINGS_MAX,
     STAMP_MAX, VALUE_BYTES_CEILING,
 };
-use level_replicator_core::message::{Heads, Hello, Message, RecordsEncoder, decode_records};
+use level_replicator_core::message::{Heads, Hello, Message};
+use level_replicator_core::packing::{RecordsEncoder, decode_records};
 use level_replicator_core::record::Record;
 
 use crate::samples::{descriptors, dot, head, hello, put, record};

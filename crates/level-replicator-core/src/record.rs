@@ -116,6 +116,14 @@ impl Record {
     /// commutative and associative as long as each side's clock only names writes which that side
     /// holds or holds a replacement of.
     pub fn join(mine: Side<'_>, theirs: Side<'_>, writers: &Writers) -> Record {
+        // The common case of a catch-up: a key that is new here.
+        let is_news = |version: &Version| !mine.clock.contains(version.dot);
+        if mine.record.is_empty() && theirs.record.live.iter().all(is_news) {
+            let mut record = theirs.record.clone();
+            record.drop_implied(writers);
+            return record;
+        }
+
         let (my_history, their_history) = (mine.record.history(), theirs.record.history());
         let unseen = |dot: Dot, side: Side<'_>, history: &VersionVector| {
             !side.clock.contains(dot) && !covers(history, dot, writers)
@@ -323,6 +331,8 @@ pub fn encode_row(key: &[u8], record: &Record, ord: impl Fn(WriterId) -> WriterO
 
     let checksum = row_checksum(key, &out);
     out.extend_from_slice(&checksum.to_be_bytes());
+    // Without spare room the bytes can be shared as they are.
+    out.shrink_to_fit();
     out.into()
 }
 

@@ -351,7 +351,7 @@ impl State {
     /// live dots of the records do. All writers must be described.
     pub fn apply(
         &mut self,
-        records: Vec<(Key, Record)>,
+        mut records: Vec<(Key, Record)>,
         context: &Clock,
         reach: Reach<'_>,
     ) -> Result<Vec<Changed>, StateError> {
@@ -362,11 +362,15 @@ impl State {
         let mut added = Clock::default();
         let mut joined: BTreeMap<Key, Record> = BTreeMap::new();
         let mut own_dot_died = false;
+        // Nobody else commits meanwhile, so one view serves all reads. In the order of keys, reads
+        // and writes meet what the one before has brought near.
+        let snapshot = self.storage.snapshot();
+        records.sort_by(|(a, _), (b, _)| a.cmp(b));
 
         for (key, theirs) in records {
             let old = match joined.remove(&key) {
                 Some(record) => record,
-                None => self.record(&key)?,
+                None => read_record(snapshot.get(Table::Data, &key)?, &key, &writers)?,
             };
             let mine = Side {
                 record: &old,

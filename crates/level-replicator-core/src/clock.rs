@@ -389,9 +389,10 @@ impl Clock {
     /// Number of writes known here and not in `other`.
     pub fn count_missing_in(&self, other: &Clock) -> u64 {
         let ranges = self.difference(other).into_iter();
-        ranges
-            .map(|(_, range)| range.end() - range.start() + 1)
-            .sum()
+        ranges.fold(0, |sum, (_, range)| {
+            sum.saturating_add(range.end() - range.start())
+                .saturating_add(1)
+        })
     }
 
     /// A fingerprint: equal exactly for clocks that know the same writes.

@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::address::Address;
 use crate::limits::{CLUSTER_BYTES_MAX, RECORD_VALUES_MAX, VALUE_BYTES_CEILING, VALUE_BYTES_MAX};
 
+/// Longest duration of any setting.
+const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
 /// Settings of a replica.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -110,6 +113,21 @@ impl Config {
                 "backoff_min",
                 "must be more than 0 and at most backoff_max".to_owned(),
             );
+        }
+        for (setting, value) in [
+            ("idle_interval", self.idle_interval),
+            ("relay_delay", self.relay_delay),
+            ("linger", self.linger),
+            ("first_sync_timeout", self.first_sync_timeout),
+            ("hello_timeout", self.hello_timeout),
+            ("stall_timeout", self.stall_timeout),
+            ("round_time", self.round_time),
+            ("backoff_max", self.backoff_max),
+            ("promote_timeout", self.promote_timeout),
+        ] {
+            if value > DURATION_MAX {
+                return refuse(setting, "is more than a year: choose less".to_owned());
+            }
         }
         for (setting, value) in [
             ("hello_timeout", self.hello_timeout),

@@ -58,11 +58,12 @@ impl Delta {
     ) -> Delta {
         let mut ranges = ours.difference(&theirs);
         ranges.retain(|(writer, _)| only.is_none_or(|only| *writer == only));
-        let sizes = ranges
-            .iter()
-            .map(|(_, range)| range.end() - range.start() + 1);
+        let unvisited = ranges.iter().fold(0u64, |sum, (_, range)| {
+            sum.saturating_add(range.end() - range.start())
+                .saturating_add(1)
+        });
         Delta {
-            unvisited: sizes.sum(),
+            unvisited,
             snapshot,
             writers,
             theirs,

@@ -212,7 +212,7 @@ impl Replica {
         }
         let spacing = micros(self.config.min_interval);
         for (_, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.failures == 0) {
-            let soonest = now.steady_us.max(peer.ended_us + spacing);
+            let soonest = now.steady_us.max(peer.ended_us.saturating_add(spacing));
             peer.due_us = peer.due_us.min(soonest);
         }
         Ok(written)
@@ -276,7 +276,10 @@ impl Replica {
             .then(|| peers.map(|(_, peer)| peer.due_us).min())
             .flatten();
         let claims = self.state.is_catching_up();
-        let claims = claims.then(|| self.progress_us + micros(self.config.promote_timeout));
+        let claims = claims.then(|| {
+            self.progress_us
+                .saturating_add(micros(self.config.promote_timeout))
+        });
         sessions.chain(dials).chain(claims).min()
     }
 
@@ -314,6 +317,9 @@ impl Replica {
     /// Ends every conversation and accepts and begins none, until [`Replica::resume`].
     pub fn pause(&mut self, now: Now) {
         self.paused = true;
+        for request in self.syncs.values_mut() {
+            request.failed.append(&mut request.waiting);
+        }
         let links: Vec<LinkId> = self.sessions.keys().copied().collect();
         for link in links {
             self.leave(now, link);
@@ -396,17 +402,16 @@ impl Replica {
             .collect()
     }
 
-    /// How many other replicas know a write and all before it of its writer, as last heard on the
+    /// The other replicas that know a write and all before it of its writer, as last heard on the
     /// links that are open.
-    pub fn replicated(&self, dot: Dot) -> usize {
+    pub fn replicated(&self, dot: Dot) -> BTreeSet<ReplicaId> {
         let knows = self.sessions.values().filter(|session| {
             let known = session.theirs.get(dot.writer);
             known.is_some_and(|known| known.base() >= dot.seq)
         });
-        let others = knows.filter_map(Session::replica);
-        let mut others: BTreeSet<ReplicaId> = others.collect();
+        let mut others: BTreeSet<ReplicaId> = knows.filter_map(Session::replica).collect();
         others.remove(&self.state.replica());
-        others.len()
+        others
     }
 
     /// Makes every peer that has not failed due now.
@@ -460,7 +465,7 @@ impl Replica {
     fn offer_on(&mut self, now: Now) {
         let due = now.plus(self.config.relay_delay);
         for session in self.sessions.values_mut() {
-            session.offer_us = Some(session.offer_us.map_or(due, |before| before.min(due)));
+            session.offer_by(due);
         }
         let clock = self.state.clock();
         for (_, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.failures == 0) {
@@ -554,7 +559,11 @@ impl Replica {
         // What came of a round that was cut can be kept: its dots become holes.
         if let Some((records, context)) = session.take_cut_round(RECORDS_FRAME_TARGET) {
             let known = check_writers(self.state.writers(), &records, None);
-            if known.is_ok() && self.state.apply(records, &context, Reach::Part).is_ok() {
+            let own = self.check_own_writes(&context);
+            if known.is_ok()
+                && own.is_ok()
+                && self.state.apply(records, &context, Reach::Part).is_ok()
+            {
                 self.offer_on(now);
             }
         }
@@ -584,6 +593,13 @@ impl Replica {
             self.tell_synced(&mut session);
         }
         if let Some(error) = error {
+            // Other addresses of the same peer were put off because this link was there.
+            let spacing = micros(self.config.min_interval);
+            for address in self.addresses_of(&session) {
+                if let Some(peer) = self.peers.get_mut(&address) {
+                    peer.due_us = peer.due_us.min(now.steady_us.saturating_add(spacing));
+                }
+            }
             match session.home.clone() {
                 Some(home) => self.peer_failed(now, session.link, &home, error),
                 None => self.tell_error(Some(session.remote.clone()), error),
@@ -612,7 +628,7 @@ impl Replica {
                 } else {
                     interval as u64
                 };
-                peer.due_us = now.steady_us + pause;
+                peer.due_us = now.steady_us.saturating_add(pause);
             }
         }
         // An address that leads to ourselves, or to a peer that left before it said who it is.
@@ -621,7 +637,7 @@ impl Replica {
             && peer.link == Some(session.link)
         {
             peer.link = None;
-            peer.due_us = now.steady_us + interval as u64;
+            peer.due_us = now.steady_us.saturating_add(interval as u64);
         }
     }
 
@@ -681,7 +697,7 @@ impl Replica {
         if self.dialing.len() + self.sessions.len() >= self.config.links_max {
             return false;
         }
-        if self.peers.iter().count() <= SMALL_CLUSTER {
+        if self.peers.iter().count() <= SMALL_CLUSTER || !self.syncs.is_empty() {
             return true;
         }
         let dialed = self
@@ -708,7 +724,7 @@ impl Replica {
                 continue;
             }
             if peer.replica.is_some_and(|replica| met.contains(&replica)) {
-                peer.due_us = now.steady_us + interval;
+                peer.due_us = now.steady_us.saturating_add(interval);
                 continue;
             }
             due.push((peer.synced_us, address.clone()));

@@ -3,7 +3,6 @@
 //! The rule: a resolver is a *view*. It is applied when reading and never changes what is stored,
 //! so replicas with different resolvers, or one that changes its mind, still converge.
 
-use std::cmp::Reverse;
 use std::fmt;
 use std::sync::Arc;
 
@@ -126,12 +125,4 @@ pub fn siblings(key: &Key, record: &Record, writers: &Writers) -> Vec<Sibling> {
         .collect();
     siblings.sort_by_key(|sibling| (sibling.stamp, sibling.dot));
     siblings
-}
-
-/// The dot that last-write-wins shows, for telling whether a change was seen by readers.
-pub fn latest_put(record: &Record) -> Option<Dot> {
-    let latest = record
-        .puts()
-        .min_by_key(|version| Reverse((version.stamp, version.dot)));
-    latest.map(|version| version.dot)
 }

@@ -205,6 +205,13 @@ pub struct Round {
 /// Records that were taken in, and the clock of the snapshot that they are from.
 pub type CutRound = (Vec<(Key, Record)>, Arc<Clock>);
 
+impl Round {
+    /// Whether the snapshot has been held for as long as it may be.
+    pub fn is_over(&self, now: Now, config: &Config) -> bool {
+        now.steady_us.saturating_sub(self.started_us) >= micros(config.round_time)
+    }
+}
+
 /// The peer's round, as far as it has come.
 struct Incoming {
     /// The clock of the peer's snapshot.
@@ -225,6 +232,20 @@ pub struct Exchange {
     pub mine: Arc<Clock>,
     /// What was known there; `None` until it was heard.
     pub theirs: Option<Arc<Clock>>,
+    /// Where that must come from.
+    pub source: Source,
+}
+
+/// From where an exchange takes what the peer knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// From whatever it says first.
+    Anything,
+    /// From the answer to a question that is still to be asked: all else may have been said before
+    /// the exchange was wanted.
+    Question,
+    /// From the answer to the question that was asked.
+    Answer,
 }
 
 /// One conversation.
@@ -261,20 +282,21 @@ pub struct Session {
     pub wants_exchange: bool,
     /// What is to become known on both sides.
     pub exchange: Option<Exchange>,
-    /// Start of the latest exchange that is complete, in steady microseconds.
-    pub exchanged_us: Option<u64>,
     /// How many of our writers the peer was told of.
     pub writers_told: usize,
     /// Records sent and received since the last `Synced`.
     pub moved: (u64, u64),
     /// Whether this link already reported a clock far ahead.
     pub skew_told: bool,
+    /// Whether this link already reported damage here.
+    pub damage_told: bool,
     incoming: Option<Incoming>,
     reader: FrameReader,
     sent: u64,
     granted: u64,
     consumed: u64,
     consumed_told: u64,
+    granted_us: u64,
     started_us: u64,
     heard_us: u64,
     news_us: u64,
@@ -300,16 +322,17 @@ impl Session {
             owes_claim: false,
             wants_exchange: false,
             exchange: None,
-            exchanged_us: None,
             writers_told: 0,
             moved: (0, 0),
             skew_told: false,
+            damage_told: false,
             incoming: None,
             reader: FrameReader::default(),
             sent: 0,
             granted: 0,
             consumed: 0,
             consumed_told: 0,
+            granted_us: now.steady_us,
             started_us: now.steady_us,
             heard_us: now.steady_us,
             news_us: now.steady_us,
@@ -355,14 +378,20 @@ impl Session {
         self.consumed_told = self.consumed;
     }
 
-    /// Grants the peer more bytes once a good part of the window is used up.
-    pub fn grant(&mut self, config: &Config) {
-        if self.consumed - self.consumed_told >= (config.window as u64 / 4).max(1) {
+    /// Grants the peer more bytes once a good part of the window is used up, or the peer has been
+    /// sending for so long that it might take us for dead.
+    pub fn grant(&mut self, now: Now, config: &Config) {
+        let taken = self.consumed - self.consumed_told;
+        let since = now.steady_us.saturating_sub(self.granted_us);
+        let much = taken >= (config.window as u64 / 4).max(1);
+        let long = taken > 0 && since >= micros(config.stall_timeout) / 4;
+        if much || long {
             self.say(&Message::Applied(Applied {
                 consumed: self.consumed,
                 ..Applied::default()
             }));
             self.consumed_told = self.consumed;
+            self.granted_us = now.steady_us;
         }
     }
 
@@ -429,7 +458,10 @@ impl Session {
                 Ok(if asks { Step::Answer } else { Step::Nothing })
             }
             Message::Applied(applied) => self.confirm(applied),
-            Message::Records(records) => self.take_records(now, config, records, size),
+            Message::Records(records) => {
+                self.consumed += size as u64;
+                self.take_records(now, config, records, size)
+            }
             Message::Fragment { bytes, last } => self.take_fragment(now, config, &bytes, last),
             Message::Claim { unclaimed } => self.end_incoming(now, End::Claim(unclaimed)),
             Message::Yield { whole } => self.end_incoming(now, End::Yield(whole)),
@@ -459,10 +491,11 @@ impl Session {
     /// The peer told its clock, so a round that waited for it can go on.
     fn hear(&mut self) {
         self.heard = true;
-        if let Some(exchange) = &mut self.exchange {
-            exchange
-                .theirs
-                .get_or_insert_with(|| Arc::clone(&self.theirs));
+        if let Some(exchange) = &mut self.exchange
+            && exchange.source == Source::Anything
+        {
+            let theirs = &self.theirs;
+            exchange.theirs.get_or_insert_with(|| Arc::clone(theirs));
         }
     }
 
@@ -475,6 +508,12 @@ impl Session {
         if applied.answers {
             if let Outgoing::Asked(round) = &mut self.outgoing {
                 round.asks = false;
+            }
+            if let Some(exchange) = &mut self.exchange
+                && exchange.source == Source::Answer
+            {
+                let theirs = &self.theirs;
+                exchange.theirs.get_or_insert_with(|| Arc::clone(theirs));
             }
             self.hear();
         }
@@ -495,7 +534,6 @@ impl Session {
         bytes: usize,
     ) -> Result<Step, PeerError> {
         self.news_us = now.steady_us;
-        self.consumed += bytes as u64;
         self.moved.1 += records.len() as u64;
         let round = self.incoming.as_mut().ok_or(Misbehavior::NoRound)?;
         let mut dots = records.iter().flat_map(|(_, record)| &record.live);
@@ -522,9 +560,9 @@ impl Session {
         if round.fragments.len() + bytes.len() > config.record_bytes_max() {
             return Err(Misbehavior::OversizedRecord.into());
         }
+        self.consumed += bytes.len() as u64;
         round.fragments.extend_from_slice(bytes);
         if !last {
-            self.heard_us = now.steady_us;
             return Ok(Step::Nothing);
         }
         let payload = std::mem::take(&mut round.fragments);
@@ -590,16 +628,32 @@ impl Session {
             return 0;
         }
         if self.hello.is_none() {
-            return self.started_us + micros(config.hello_timeout);
+            return self.started_us.saturating_add(micros(config.hello_timeout));
         }
         if let Some(due) = self.due() {
             return due;
         }
         if self.awaits_peer() {
-            self.heard_us + micros(config.stall_timeout)
+            let stalled = self.heard_us.saturating_add(micros(config.stall_timeout));
+            stalled.min(self.round_ends_us(config))
         } else {
-            self.news_us + micros(config.linger)
+            self.news_us.saturating_add(micros(config.linger))
         }
+    }
+
+    /// When the snapshot of our round must be let go, in steady microseconds.
+    pub fn round_ends_us(&self, config: &Config) -> u64 {
+        match &self.outgoing {
+            Outgoing::Streaming(round, _) => {
+                round.started_us.saturating_add(micros(config.round_time))
+            }
+            _ => u64::MAX,
+        }
+    }
+
+    /// Makes an offer due at a time, or earlier if it was.
+    pub fn offer_by(&mut self, due_us: u64) {
+        self.offer_us = Some(self.offer_us.map_or(due_us, |before| before.min(due_us)));
     }
 
     /// The error of a peer that has owed something for too long.

@@ -81,6 +81,15 @@ pub enum Reach<'a> {
     Snapshot(&'a [WriterId]),
 }
 
+/// What came of joining a peer's records with ours.
+#[derive(Debug, Default)]
+pub struct Joined {
+    /// What changed, if it was asked for.
+    pub changed: Vec<Changed>,
+    /// A record of ours that could not be read. The peer's record of the key was passed over.
+    pub damage: Option<StateError>,
+}
+
 /// What a local write did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Written {
@@ -241,6 +250,15 @@ impl State {
         self.unclaimed.iter().copied()
     }
 
+    /// How far those writers are known, to see whether a catch-up goes on.
+    pub fn unclaimed_known(&self) -> Vec<(WriterId, u64, usize)> {
+        let known = self.unclaimed.iter().filter_map(|writer| {
+            let known = self.clock.get(*writer)?;
+            Some((*writer, known.base(), known.ahead_len()))
+        });
+        known.collect()
+    }
+
     /// Stops waiting for claims that nobody can make.
     pub fn give_up_claims(&mut self) -> Result<(), StateError> {
         let mut batch = Batch::default();
@@ -348,17 +366,18 @@ impl State {
     /// Joins records from a peer's snapshot, of which `context` is the clock, in one commit.
     ///
     /// If they are the rest of the snapshot, the peer's whole clock becomes known; else exactly the
-    /// live dots of the records do. All writers must be described.
+    /// live dots of the records do. All writers must be described. A record of ours that is damaged
+    /// stays as it is; then nothing of its key is known anew, and no whole clock.
     pub fn apply(
         &mut self,
         mut records: Vec<(Key, Record)>,
         context: &Clock,
-        reach: Reach<'_>,
-    ) -> Result<Vec<Changed>, StateError> {
+        mut reach: Reach<'_>,
+    ) -> Result<Joined, StateError> {
         self.check_usable()?;
         let writers = Arc::clone(&self.writers);
         let mut edit = Edit::new(&writers, self.tally_change);
-        let mut changed = Vec::new();
+        let mut outcome = Joined::default();
         let mut added = Clock::default();
         let mut joined: BTreeMap<Key, Record> = BTreeMap::new();
         let mut own_dot_died = false;
@@ -370,7 +389,14 @@ impl State {
         for (key, theirs) in records {
             let old = match joined.remove(&key) {
                 Some(record) => record,
-                None => read_record(snapshot.get(Table::Data, &key)?, &key, &writers)?,
+                None => match read_record(snapshot.get(Table::Data, &key)?, &key, &writers) {
+                    Err(damage @ StateError::Corrupt { .. }) => {
+                        reach = Reach::Part;
+                        outcome.damage = Some(damage);
+                        continue;
+                    }
+                    read => read?,
+                },
             };
             let mine = Side {
                 record: &old,
@@ -391,7 +417,7 @@ impl State {
                 });
                 edit.replace(&key, &old, &new);
                 if self.observed {
-                    changed.push(describe_change(&key, &old, &new));
+                    outcome.changed.push(describe_change(&key, &old, &new));
                 }
             }
             joined.insert(key, new);
@@ -401,7 +427,10 @@ impl State {
         let unclaimed = self.unclaimed_after(&added, context, reach);
         if let Reach::Snapshot(_) = reach {
             self.grow_clock(&mut edit, context, true);
-            self.forget_ghosts(&mut edit, &joined)?;
+            if let Err(error) = self.forget_ghosts(&mut edit, &joined) {
+                self.read_clock_back();
+                return Err(error);
+            }
         } else {
             self.grow_clock(&mut edit, &added, false);
         }
@@ -427,7 +456,7 @@ impl State {
         self.unclaimed = unclaimed;
         self.tally_change = tally;
         self.ghosts = self.ghosts.wrapping_add(ghosts);
-        Ok(changed)
+        Ok(outcome)
     }
 
     /// Takes the tally of a snapshot that was current when `since` was [`State::tally_change`].
@@ -543,9 +572,15 @@ impl State {
 
     /// Commits a batch for which the clock in memory has grown already.
     fn commit_grown(&mut self, batch: Batch) -> Result<(), StateError> {
-        let Err(error) = self.commit(batch) else {
-            return Ok(());
-        };
+        let outcome = self.commit(batch);
+        if outcome.is_err() {
+            self.read_clock_back();
+        }
+        Ok(outcome?)
+    }
+
+    /// Takes back what the clock in memory has grown by but the disk has not.
+    fn read_clock_back(&mut self) {
         let own = self.current.and_then(|writer| {
             let known = self.clock.get(writer)?;
             Some((writer, known.base()))
@@ -561,7 +596,6 @@ impl State {
             // What is on disk cannot be told: nothing may be promised or changed until a new open.
             Err(_) => self.unusable = true,
         }
-        Err(error.into())
     }
 
     /// Drops the histories that the clock, grown by a claim, now covers.

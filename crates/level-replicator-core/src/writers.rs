@@ -183,13 +183,6 @@ impl Writers {
         Ok(ord)
     }
 
-    /// Takes back the last [`Writers::add`], whose commit failed.
-    pub fn remove_last(&mut self) {
-        if let Some(node) = self.nodes.pop() {
-            self.by_id.remove(&node.descriptor.writer);
-        }
-    }
-
     /// Whether a write of `writer` on some key implies `dot` on the same key.
     ///
     /// ```

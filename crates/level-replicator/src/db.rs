@@ -1,5 +1,6 @@
 //! The database as a program holds it.
 
+use std::collections::BTreeSet;
 use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +26,7 @@ use crate::options::{Durability, Options};
 use crate::range::{Conflicts, Range, View};
 use crate::shared::Shared;
 use crate::status::{PeerStatus, Status, SyncState};
-use crate::system_clock::SystemClock;
+use crate::system_clock::{SystemClock, deadline};
 use crate::transaction::Transaction;
 
 /// How often a transaction is tried before it gives up.
@@ -329,7 +330,7 @@ impl Db {
         let mut replica = self.shared.replica();
         let id = replica.request_sync(self.shared.clock.now());
         self.shared.wake.notify_one();
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         loop {
             if let Some(addresses) = replica.sync_result(id) {
                 return not_reached(addresses);
@@ -355,10 +356,12 @@ impl Db {
     ) -> Result<(), Error> {
         self.shared.check_open()?;
         let mut replica = self.shared.replica();
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let mut remind = Instant::now();
+        let mut others = BTreeSet::new();
         loop {
-            let reached = replica.replicated(dot);
+            others.append(&mut replica.replicated(dot));
+            let reached = others.len();
             if reached >= replicas {
                 return Ok(());
             }
@@ -619,9 +622,12 @@ impl Db {
             return;
         }
         let mut replica = self.shared.replica();
-        let deadline = Instant::now() + replica.config().first_sync_timeout;
+        let deadline = deadline(replica.config().first_sync_timeout);
         self.shared.wake.notify_one();
-        while replica.first_sync() == FirstSync::Waiting && Instant::now() < deadline {
+        while replica.first_sync() == FirstSync::Waiting
+            && Instant::now() < deadline
+            && self.shared.check_open().is_ok()
+        {
             replica = self.wait_for_progress(replica, deadline);
         }
         self.shared.may_write.store(true, Ordering::Release);

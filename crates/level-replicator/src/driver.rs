@@ -179,6 +179,8 @@ impl Driver {
             }
             FromLink::Ended => {
                 self.shared.links.fetch_sub(1, Ordering::AcqRel);
+                // Whoever has looked at the number under the lock waits by now.
+                drop(self.shared.replica());
                 self.shared.progress.notify_all();
             }
             FromLink::Discovered(address, by) => self.feed(Input::Discovered(address, by)),

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use level_replicator_core::event::Event;
 
+use crate::system_clock::deadline;
+
 /// Events that wait for one receiver before the oldest are dropped.
 const QUEUE_MAX: usize = 4_096;
 
@@ -37,7 +39,7 @@ struct Waiting {
     events: VecDeque<Event>,
     missed: u64,
     closed: bool,
-    wakers: Vec<Waker>,
+    waker: Option<Waker>,
 }
 
 impl EventHub {
@@ -95,10 +97,12 @@ impl Queue {
     }
 
     fn wake(&self, mut waiting: MutexGuard<'_, Waiting>) {
-        let wakers = std::mem::take(&mut waiting.wakers);
+        let waker = waiting.waker.take();
         drop(waiting);
         self.arrived.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
 
@@ -146,7 +150,7 @@ impl Events {
 
     /// Waits for the next event for at most `timeout`; `None` when none came.
     pub fn recv_timeout(&mut self, timeout: Duration) -> Option<Event> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let mut waiting = lock(&self.queue.waiting);
         loop {
             if let Some(event) = waiting.take() {
@@ -174,13 +178,8 @@ impl Events {
         if waiting.closed {
             return Poll::Ready(None);
         }
-        if !waiting
-            .wakers
-            .iter()
-            .any(|waker| waker.will_wake(context.waker()))
-        {
-            waiting.wakers.push(context.waker().clone());
-        }
+        // Only one can wait at a time: the receiver is borrowed exclusively.
+        waiting.waker = Some(context.waker().clone());
         Poll::Pending
     }
 }

@@ -32,6 +32,12 @@ impl SystemClock {
     }
 }
 
+/// The moment after a timeout that a caller chose; one too far away to be told is a year away.
+pub(crate) fn deadline(timeout: Duration) -> Instant {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+    Instant::now() + timeout.min(YEAR)
+}
+
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

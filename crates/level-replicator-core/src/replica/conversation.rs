@@ -4,9 +4,10 @@
 //! it, end it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Replica;
-use crate::clock::{Clock, Now, WriterId, micros};
+use crate::clock::{Clock, Now, WriterId};
 use crate::delta::Delta;
 use crate::event::{Discovery, Event, Origin, Peer};
 use crate::frame::WIRE_VERSION;
@@ -17,7 +18,9 @@ use crate::limits::{
 use crate::message::{Hello, Message};
 use crate::record::{Key, Record};
 use crate::replica::Output;
-use crate::session::{End, Exchange, Misbehavior, Outgoing, PeerError, Round, Session, Step};
+use crate::session::{
+    End, Exchange, Misbehavior, Outgoing, PeerError, Round, Session, Source, Step,
+};
 use crate::state::{Reach, StateError};
 use crate::writers::{Descriptor, DescriptorError, Writers};
 
@@ -44,7 +47,7 @@ impl Replica {
                 Step::Bye => return Ok(false),
             }
         }
-        session.grant(&self.config);
+        session.grant(now, &self.config);
         self.advance(now, session)?;
         Ok(true)
     }
@@ -112,7 +115,10 @@ impl Replica {
             since_us: now.steady_us,
             mine: Arc::clone(self.state.clock()),
             theirs: None,
+            source: Source::Anything,
         });
+        // What was said here may be older than what somebody waits for.
+        session.wants_exchange |= !self.syncs.is_empty();
         // Both sides compare the same two hellos, so both come to the same end.
         let Some((ours, clock)) = session.greeting.clone() else {
             return false;
@@ -218,27 +224,49 @@ impl Replica {
             check_writers(self.state.writers(), &records, claim.then_some(&context))?;
             self.notice_skew(now, session, &records);
         }
-        let changed = self
+        let waiting = self.state.unclaimed_known();
+        let joined = self
             .state
             .apply(records, &context, reach)
             .map_err(|error| storage_error(&error))?;
         if let Some(replica) = session.replica() {
-            self.tell_changes(changed, Origin::Peer(replica));
+            self.tell_changes(joined.changed, Origin::Peer(replica));
+        }
+        if let Some(damage) = joined.damage {
+            self.report_damage(session, &damage);
+        }
+        if self.state.unclaimed_known() != waiting {
+            self.progress_us = now.steady_us;
         }
         if end.is_some() {
             session.close_incoming();
             session.say_applied(self.state.clock(), false, true);
         }
         if news {
-            self.progress_us = now.steady_us;
             self.offer_on(now);
         }
         Ok(())
     }
 
+    /// Says once that something here is damaged. What waits for both sides to know the same waits in
+    /// vain then.
+    fn report_damage(&mut self, session: &mut Session, damage: &StateError) {
+        session.exchange = None;
+        for request in self.syncs.values_mut() {
+            if let Some(home) = &session.home
+                && request.waiting.remove(home)
+            {
+                request.failed.insert(home.clone());
+            }
+        }
+        if !std::mem::replace(&mut session.damage_told, true) {
+            self.tell_error(Some(session.remote.clone()), storage_error(damage));
+        }
+    }
+
     /// Refuses a clock that knows writes of this process that it has not made. That takes two
     /// processes resumed from one memory image, and mending it is not built yet.
-    fn check_own_writes(&self, context: &Clock) -> Result<(), Misbehavior> {
+    pub(super) fn check_own_writes(&self, context: &Clock) -> Result<(), Misbehavior> {
         let Some(writer) = self.state.current_writer() else {
             return Ok(());
         };
@@ -276,7 +304,9 @@ impl Replica {
                 Outgoing::Asked(round) if session.heard && !round.asks => {
                     self.begin_streaming(session, round);
                 }
-                Outgoing::Streaming(round, delta) if session.has_window(&self.config) => {
+                Outgoing::Streaming(round, delta)
+                    if session.has_window(&self.config) || round.is_over(now, &self.config) =>
+                {
                     if self.stream(now, session, round, delta)? {
                         break;
                     }
@@ -304,6 +334,7 @@ impl Replica {
                 since_us: now.steady_us,
                 mine: Arc::clone(self.state.clock()),
                 theirs: None,
+                source: Source::Question,
             });
         }
     }
@@ -320,13 +351,15 @@ impl Replica {
             self.begin_round(now, session, false, own_news);
             return;
         }
-        let asked = session
-            .exchange
-            .as_ref()
-            .is_some_and(|exchange| exchange.theirs.is_none());
         let due = session.offer_us.is_some_and(|due| due <= now.steady_us);
         if due {
             session.offer_us = None;
+            let question = session.exchange.as_mut();
+            let question = question.filter(|exchange| exchange.source == Source::Question);
+            let asked = question.is_some();
+            if let Some(exchange) = question {
+                exchange.source = Source::Answer;
+            }
             if asked || session.owes_claim || !session.theirs.covers(clock) {
                 self.begin_round(now, session, true, None);
             }
@@ -382,8 +415,7 @@ impl Replica {
         round: Round,
         mut delta: Box<Delta>,
     ) -> Result<bool, PeerError> {
-        let held = now.steady_us.saturating_sub(round.started_us);
-        let too_long = held >= micros(self.config.round_time);
+        let too_long = round.is_over(now, &self.config);
         let piece = if too_long {
             None
         } else {
@@ -409,19 +441,20 @@ impl Replica {
         if session.owes_claim {
             let whole = round.only.filter(|_| complete && delta.is_gapless());
             session.say(&Message::Yield { whole });
-            let due = now.plus(self.config.relay_delay);
-            session.offer_us = Some(session.offer_us.map_or(due, |before| before.min(due)));
+            // Damage does not pass by itself, so trying again at once would be in vain.
+            let pause = match &damage {
+                Some(_) => self.config.idle_interval,
+                None if too_long => Duration::ZERO,
+                None => self.config.relay_delay,
+            };
+            session.offer_by(now.plus(pause));
         } else {
             let unclaimed = round.unclaimed.clone();
             session.say(&Message::Claim { unclaimed });
         }
         session.outgoing = Outgoing::Ended;
         if let Some(damage) = damage {
-            let error = storage_error(&damage);
-            self.tell_error(Some(session.remote.clone()), error);
-        }
-        if too_long {
-            session.offer_us = Some(now.steady_us);
+            self.report_damage(session, &damage);
         }
         Ok(false)
     }
@@ -437,7 +470,7 @@ impl Replica {
         if !session.theirs.covers(&exchange.mine) || !self.state.clock().covers(theirs) {
             return;
         }
-        session.exchanged_us = Some(exchange.since_us);
+        let (since_us, source) = (exchange.since_us, exchange.source);
         session.exchange = None;
         self.met_somebody = true;
         self.tell_synced(session);
@@ -447,9 +480,8 @@ impl Replica {
             peer.synced_us = Some(now.steady_us);
         }
         let reached = self.addresses_of(session);
-        let since = session.exchanged_us;
         for request in self.syncs.values_mut() {
-            if since >= Some(request.since_us) {
+            if source == Source::Answer && since_us >= request.since_us {
                 request.waiting.retain(|address| !reached.contains(address));
                 request.failed.retain(|address| !reached.contains(address));
             }

@@ -12,8 +12,9 @@ use bytes::Bytes;
 use level_replicator_core::address::Address;
 use level_replicator_core::session::{LinkId, PeerError};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::noise::{self, NoiseReader, NoiseWriter};
 use crate::driver::FromLink;
@@ -35,12 +36,14 @@ pub(crate) struct LinkHandle {
     commands: UnboundedSender<Bytes>,
     queued: Rc<Cell<usize>>,
     queue_max: usize,
+    gone: Rc<Notify>,
 }
 
 /// The tasks' end of a link, before they run.
 pub(crate) struct LinkQueue {
     commands: UnboundedReceiver<Bytes>,
     queued: Rc<Cell<usize>>,
+    gone: Rc<Notify>,
 }
 
 impl LinkHandle {
@@ -49,14 +52,17 @@ impl LinkHandle {
     pub(crate) fn new(granted: usize) -> (LinkHandle, LinkQueue) {
         let (sender, receiver) = unbounded_channel();
         let queued = Rc::new(Cell::new(0));
+        let gone = Rc::new(Notify::new());
         let handle = LinkHandle {
             commands: sender,
             queued: Rc::clone(&queued),
             queue_max: granted + QUEUE_SLACK,
+            gone: Rc::clone(&gone),
         };
         let queue = LinkQueue {
             commands: receiver,
             queued,
+            gone,
         };
         (handle, queue)
     }
@@ -71,6 +77,12 @@ impl LinkHandle {
         // If the tasks have ended already, the driver is about to hear of it.
         let _ = self.commands.send(bytes);
         true
+    }
+}
+
+impl Drop for LinkHandle {
+    fn drop(&mut self) {
+        self.gone.notify_one();
     }
 }
 
@@ -132,10 +144,17 @@ pub(crate) async fn run(
     queue: LinkQueue,
     driver: Sender<FromLink>,
 ) {
+    let gone = Rc::clone(&queue.gone);
+    // A peer that no longer reads must not hold a link that the driver has let go of.
+    let overdue = async {
+        gone.notified().await;
+        sleep(FAREWELL_TIMEOUT).await;
+    };
     let reads = read_all(link, reader, driver);
     tokio::select! {
         never = reads => match never {},
         () = write_all(writer, queue) => {}
+        () = overdue => {}
     }
 }
 
@@ -184,5 +203,5 @@ async fn write_all(mut writer: NoiseWriter, mut queue: LinkQueue) {
             return;
         }
     }
-    let _ = timeout(FAREWELL_TIMEOUT, writer.shutdown()).await;
+    let _ = writer.shutdown().await;
 }

@@ -119,7 +119,8 @@ fn summary(values: &[f64]) -> String {
     let (Some(least), Some(greatest)) = (ascending.first(), ascending.last()) else {
         return String::new();
     };
-    let median = ascending[ascending.len() / 2];
+    let count = ascending.len();
+    let median = (ascending[(count - 1) / 2] + ascending[count / 2]) / 2.0;
     format!(
         "{} [{}..{}]",
         number(median),

@@ -113,8 +113,10 @@ pub struct Replica {
     traffic: Traffic,
     paused: bool,
     met_somebody: bool,
-    /// When something was last applied, in steady microseconds.
+    /// When a catch-up last went on, in steady microseconds.
     progress_us: u64,
+    /// The damage that was told last, and until when it is not told again.
+    damage_told: Option<(String, u64)>,
 }
 
 impl Replica {
@@ -144,6 +146,7 @@ impl Replica {
             paused: false,
             met_somebody: false,
             progress_us: now.steady_us,
+            damage_told: None,
         })
     }
 
@@ -616,7 +619,11 @@ impl Replica {
                 if peer.link == Some(session.link) {
                     peer.link = None;
                 }
-                let behind = session.heard && !session.theirs.covers(clock);
+                // A peer that was told everything and still lacks something has a reason.
+                let behind = session.heard
+                    && !session.damaged
+                    && !session.theirs.covers(clock)
+                    && !session.claimed.covers(clock);
                 let wanted = self
                     .syncs
                     .values()

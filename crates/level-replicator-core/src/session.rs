@@ -288,8 +288,10 @@ pub struct Session {
     pub moved: (u64, u64),
     /// Whether this link already reported a clock far ahead.
     pub skew_told: bool,
-    /// Whether this link already reported damage here.
-    pub damage_told: bool,
+    /// Whether damage here keeps this conversation from coming to an end.
+    pub damaged: bool,
+    /// The clock of the last round that we claimed.
+    pub claimed: Arc<Clock>,
     incoming: Option<Incoming>,
     reader: FrameReader,
     sent: u64,
@@ -325,7 +327,8 @@ impl Session {
             writers_told: 0,
             moved: (0, 0),
             skew_told: false,
-            damage_told: false,
+            damaged: false,
+            claimed: Arc::default(),
             incoming: None,
             reader: FrameReader::default(),
             sent: 0,

@@ -233,7 +233,7 @@ impl Replica {
             self.tell_changes(joined.changed, Origin::Peer(replica));
         }
         if let Some(damage) = joined.damage {
-            self.report_damage(session, &damage);
+            self.report_damage(now, session, &damage);
         }
         if self.state.unclaimed_known() != waiting {
             self.progress_us = now.steady_us;
@@ -248,9 +248,9 @@ impl Replica {
         Ok(())
     }
 
-    /// Says once that something here is damaged. What waits for both sides to know the same waits in
-    /// vain then.
-    fn report_damage(&mut self, session: &mut Session, damage: &StateError) {
+    /// Says that something here is damaged, but not over and over. What waits for both sides to know
+    /// the same waits in vain then.
+    fn report_damage(&mut self, now: Now, session: &mut Session, damage: &StateError) {
         session.exchange = None;
         for request in self.syncs.values_mut() {
             if let Some(home) = &session.home
@@ -259,7 +259,12 @@ impl Replica {
                 request.failed.insert(home.clone());
             }
         }
-        if !std::mem::replace(&mut session.damage_told, true) {
+        session.damaged = true;
+        let reason = damage.to_string();
+        let again = now.plus(self.config.idle_interval);
+        let told = self.damage_told.as_ref();
+        if told.is_none_or(|(before, until)| *before != reason || *until <= now.steady_us) {
+            self.damage_told = Some((reason, again));
             self.tell_error(Some(session.remote.clone()), storage_error(damage));
         }
     }
@@ -451,10 +456,11 @@ impl Replica {
         } else {
             let unclaimed = round.unclaimed.clone();
             session.say(&Message::Claim { unclaimed });
+            session.claimed = Arc::clone(&round.clock);
         }
         session.outgoing = Outgoing::Ended;
         if let Some(damage) = damage {
-            self.report_damage(session, &damage);
+            self.report_damage(now, session, &damage);
         }
         Ok(false)
     }

@@ -4,6 +4,7 @@ mod apply_laws;
 mod cluster;
 mod codec_round_trip;
 mod conversation;
+mod damage;
 mod history;
 mod layering;
 mod limits;

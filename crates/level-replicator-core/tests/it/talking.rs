@@ -367,3 +367,76 @@ fn a_push_brings_its_own_write_though_the_peer_lacks_the_sibling_too() {
         }
     }
 }
+
+#[test]
+fn a_sync_brings_what_was_written_before_it_though_an_older_clock_is_under_way() {
+    let mut cluster = Cluster::new(2);
+    cluster.introduce(0, 1);
+    cluster.settle();
+    let now = cluster.now;
+    cluster.node(0).replica.call_everybody(now);
+    cluster.run_for_ms(50);
+    cluster.put(1, "first", "value");
+    cluster.advance_us(1);
+    assert!(!cluster.ends_with_mail().is_empty(), "a push is under way");
+
+    cluster.put(1, "second", "value");
+    let now = cluster.now;
+    let sync = cluster.node(0).replica.request_sync(now);
+    for _ in 0..1_000 {
+        if let Some(failed) = cluster.node(0).replica.sync_result(sync) {
+            assert_eq!(failed, []);
+            assert_eq!(cluster.get(0, "second").as_deref(), Some("value"));
+            return;
+        }
+        match cluster.ends_with_mail().first() {
+            Some(&end) => cluster.deliver_next(end, usize::MAX),
+            None => cluster.advance_us(100),
+        }
+    }
+    panic!("the sync does not end");
+}
+
+#[test]
+fn a_large_value_on_a_slow_line_arrives_at_the_first_attempt() {
+    let mut cluster = Cluster::new(2);
+    let mut state = 1u64;
+    let value: String = (0..3_000_000)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            char::from(33 + (state >> 33) as u8 % 90)
+        })
+        .collect();
+    cluster.put(0, "large", &value);
+    cluster.introduce(1, 0);
+    // Thirty kilobytes in a tenth of a second: ten seconds without an answer would end the link.
+    for _ in 0..2_000 {
+        for end in cluster.ends_with_mail() {
+            cluster.deliver_next(end, 3_000);
+        }
+        cluster.advance_ms(20);
+        if cluster.get(1, "large").is_some() {
+            break;
+        }
+    }
+    assert_eq!(
+        cluster.get(1, "large").map(|value| value.len()),
+        Some(3_000_000)
+    );
+    assert!(
+        cluster.node(0).sent_bytes < 4_000_000,
+        "{} bytes",
+        cluster.node(0).sent_bytes
+    );
+    for node in 0..2 {
+        let errors = cluster.node(node).events.iter();
+        assert_eq!(
+            errors
+                .filter(|event| matches!(event, Event::Error { .. }))
+                .count(),
+            0
+        );
+    }
+}

@@ -567,7 +567,7 @@ mod tests {
         let here = join(&config);
         let (_, path) = module_path!().split_once("::").unwrap();
         let mut there = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--ignored"])
+            .arg("--exact")
             .arg(format!("{path}::the_other_process"))
             .env(GROUP_PORT, config.group.port().to_string())
             .stdout(Stdio::null())
@@ -589,10 +589,12 @@ mod tests {
     }
 
     #[tokio::test]
-    #[ignore = "runs inside another_process_hears_an_announcement_and_answers_it"]
     async fn the_other_process() {
         let mut config = private_group();
-        let port = std::env::var(GROUP_PORT).expect("run by the other test");
+        // Elsewhere than in the child of the test above there is nothing to do.
+        let Ok(port) = std::env::var(GROUP_PORT) else {
+            return;
+        };
         config.group.set_port(port.parse().unwrap());
         let there = join(&config);
 

@@ -525,7 +525,7 @@ fn child(test: &str, directory: &Path, limits: &str) -> Command {
         .arg("-c")
         .arg(format!("{limits} exec \"$0\" \"$@\""))
         .arg(std::env::current_exe().unwrap())
-        .args([test, "--ignored", "--nocapture", "--test-threads=1"])
+        .args([test, "--nocapture", "--test-threads=1"])
         .env(CHILD_DIRECTORY, directory)
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
@@ -562,7 +562,6 @@ fn acknowledged(line: &str) -> Option<u64> {
 }
 
 #[test]
-#[ignore = "the child of other tests"]
 fn child_writes_until_it_is_stopped_or_a_write_fails() {
     let Some(directory) = std::env::var_os(CHILD_DIRECTORY) else {
         return;

@@ -61,6 +61,9 @@ enum Measure {
     All,
 }
 
+/// What stands above the table in a file.
+const HEADING: &str = "# Benchmarks\n\nWritten by the bench program, not by hand.\n\n";
+
 fn main() -> Result<()> {
     let args = Args::parse();
     if let Some(role) = args.role {
@@ -86,7 +89,7 @@ fn main() -> Result<()> {
 
     print!("{report}");
     if let Some(file) = args.markdown {
-        std::fs::write(file, report.to_string())?;
+        std::fs::write(file, format!("{HEADING}{report}"))?;
     }
     Ok(())
 }

@@ -63,3 +63,71 @@ impl GroupSync {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    use level_replicator_core::storage::memory::MemoryStorage;
+    use level_replicator_core::storage::{Batch, Snapshot, Table};
+
+    use super::*;
+
+    /// A storage whose first sync lasts until the gate is opened.
+    #[derive(Default)]
+    struct Gated {
+        memory: MemoryStorage,
+        syncs: AtomicUsize,
+        begun: Condvar,
+        opened: Condvar,
+        gate: Mutex<(bool, bool)>,
+    }
+
+    impl Storage for Gated {
+        fn get(&self, table: Table, key: &[u8]) -> Result<Option<bytes::Bytes>, StorageError> {
+            self.memory.get(table, key)
+        }
+
+        fn snapshot(&self) -> Arc<dyn Snapshot> {
+            self.memory.snapshot()
+        }
+
+        fn commit(&self, batch: Batch) -> Result<(), StorageError> {
+            self.memory.commit(batch)
+        }
+
+        fn sync(&self) -> Result<(), StorageError> {
+            self.syncs.fetch_add(1, Ordering::AcqRel);
+            let mut gate = self.gate.lock().expect("no test panics under it");
+            gate.0 = true;
+            self.begun.notify_all();
+            while !gate.1 {
+                gate = self.opened.wait(gate).expect("no test panics under it");
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn all_who_commit_while_a_sync_runs_share_the_next_one() {
+        let (group, storage) = (GroupSync::default(), Gated::default());
+        group.note_commits(1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| group.sync_to(1, &storage).expect("it syncs"));
+            let mut gate = storage.gate.lock().expect("no test panics under it");
+            while !gate.0 {
+                gate = storage.begun.wait(gate).expect("no test panics under it");
+            }
+            group.note_commits(9);
+            for commit in 2..=9 {
+                let (group, storage) = (&group, &storage);
+                scope.spawn(move || group.sync_to(commit, storage).expect("it syncs"));
+            }
+            gate.1 = true;
+            storage.opened.notify_all();
+        });
+        assert_eq!(storage.syncs.load(Ordering::Acquire), 2);
+        assert!(!group.is_behind());
+    }
+}

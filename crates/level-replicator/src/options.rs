@@ -23,7 +23,9 @@ pub enum Durability {
     /// Every second, what was written is also made to survive a loss of power.
     #[default]
     Buffered,
-    /// When it would survive a loss of power. Threads that write at the same time share the cost.
+    /// When it would survive a loss of power here. Threads that write at the same time share the cost.
+    ///
+    /// What other replicas confirm is in their operating system's hands, whatever their setting.
     Sync,
 }
 

@@ -57,6 +57,18 @@ pub(crate) struct Cluster {
     /// After so many more deliveries every link breaks.
     pub(crate) break_after: Option<u64>,
     pub(crate) deliveries: u64,
+    /// Whether each frame is a delivery of its own.
+    pub(crate) by_frame: bool,
+}
+
+/// Cuts bytes between frames: a header of nine bytes names the length in its third to fifth.
+fn frames(mut bytes: Bytes) -> Vec<Bytes> {
+    let mut frames = Vec::new();
+    while !bytes.is_empty() {
+        let length = u32::from_be_bytes([0, bytes[2], bytes[3], bytes[4]]) as usize;
+        frames.push(bytes.split_to(9 + length));
+    }
+    frames
 }
 
 pub(crate) fn address(node: usize) -> Address {
@@ -83,6 +95,7 @@ impl Cluster {
             cut: Vec::new(),
             break_after: None,
             deliveries: 0,
+            by_frame: false,
         };
         for node in 0..nodes {
             cluster.nodes.push(None);
@@ -426,7 +439,13 @@ impl Cluster {
                     sender.sent_bytes += bytes.len() as u64;
                     sender.sends += 1;
                     if let Some(other) = self.other_end((node, link)) {
-                        self.wire.push_back((other, Parcel::Bytes(bytes)));
+                        let parcels = if self.by_frame {
+                            frames(bytes)
+                        } else {
+                            vec![bytes]
+                        };
+                        let parcels = parcels.into_iter().map(Parcel::Bytes);
+                        self.wire.extend(parcels.map(|parcel| (other, parcel)));
                     }
                 }
                 Output::Close(link) => self.close(node, link),

@@ -1,5 +1,7 @@
 //! What replicas tell each other, and what comes of it.
 
+use level_replicator_core::config::Config;
+
 use crate::cluster::Cluster;
 
 #[test]
@@ -81,6 +83,42 @@ fn a_conversation_cut_anywhere_resumes_with_another_peer() {
         cluster.introduce(2, 1);
         cluster.run_for_ms(3_000);
         cluster.assert_equal();
+    }
+}
+
+#[test]
+fn a_conversation_cut_at_every_frame_boundary_resumes_with_another_peer() {
+    let config = Config {
+        atomic_budget: 1_000,
+        ..Config::default()
+    };
+    for cut in 0.. {
+        let mut cluster = Cluster::with_config(3, config.clone());
+        cluster.by_frame = true;
+        for index in 0..1_500 {
+            cluster.put(
+                0,
+                &format!("{index:04}"),
+                "a value that is as long as this one is",
+            );
+        }
+        cluster.put(0, "in fragments", &"0123456789abcdef".repeat(40_000));
+        cluster.introduce(1, 0);
+        cluster.settle();
+        cluster.put(2, "0007", "both ways");
+        // Replica 2 is cut off from 0 in the middle, and gets the rest from 1.
+        cluster.introduce(2, 0);
+        cluster.break_after = Some(cut);
+        cluster.run_for_ms(50);
+        let is_over = cluster.break_after.is_some();
+        cluster.cut(2, 0);
+        cluster.introduce(2, 1);
+        cluster.run_for_ms(1_000);
+        cluster.assert_equal();
+        if is_over {
+            assert!(cut > 12, "only {cut} frames were said");
+            return;
+        }
     }
 }
 

@@ -880,3 +880,19 @@ fn durable_writes_of_eight_threads_are_all_kept() {
     assert_eq!(db.iter().count(), 80);
     assert_eq!(db.status().keys, Some(80));
 }
+
+#[test]
+fn a_timeout_without_an_end_is_no_accident() {
+    let db = open(listening());
+    db.sync_now(Duration::MAX).expect("nobody is to be reached");
+    let dot = db.put("key", "value").expect("a write");
+    db.wait_replicated(dot, 0, Duration::MAX)
+        .expect("nobody is needed");
+    let refused = listening().linger(Duration::MAX).open(directory().path());
+    let refused = refused.expect_err("a year is long enough").to_string();
+    assert!(
+        refused.contains("linger is more than a year")
+            || refused.contains("linger: is more than a year"),
+        "{refused}"
+    );
+}

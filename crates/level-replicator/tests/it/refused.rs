@@ -392,3 +392,30 @@ fn claim() -> Message {
         unclaimed: Vec::new(),
     }
 }
+
+#[test]
+fn a_peer_that_reads_nothing_loses_its_link_and_what_waits_for_it() {
+    let db = in_memory(options().stall_timeout(Duration::from_secs(1)));
+    let mut state = 1u64;
+    let mut noise = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 56) as u8
+    };
+    let value: Vec<u8> = (0..8 << 20).map(|_| noise()).collect();
+    db.put("large", &value).expect("a write");
+    let mut events = db.events();
+    let mut wire = dial(&db);
+    wire.say_hello(&cluster());
+    wire.say(&Message::Clock {
+        heads: Heads::default(),
+        asks: false,
+        more: false,
+    });
+
+    wait_for_error(&mut events, &["silent"]);
+    eventually("the link is gone", || db.status().links == 0);
+    db.pause().expect("nobody is left");
+    drop(wire);
+}

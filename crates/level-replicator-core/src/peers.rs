@@ -104,6 +104,15 @@ impl PeerTable {
         self.peers.iter_mut().filter(|(_, peer)| !peer.is_self)
     }
 
+    /// Gives named addresses that led to ourselves another chance: a name may lead elsewhere by now.
+    pub fn forgive_selves(&mut self, now: Now) {
+        for peer in self.peers.values_mut() {
+            if peer.discovery == Discovery::Named && peer.due_us <= now.steady_us {
+                peer.is_self = false;
+            }
+        }
+    }
+
     /// Notes that an attempt or a conversation failed; answers whether the address is given up.
     ///
     /// The pause before the next attempt doubles, and is shortened by chance by up to a half.

@@ -29,6 +29,9 @@ use crate::storage::Storage;
 /// Clusters up to this size talk to all their peers at once.
 const SMALL_CLUSTER: usize = 8;
 
+/// How long a dialed link stays at least while others wait for their turn.
+const TURN_MIN: Duration = Duration::from_millis(100);
+
 /// Longest time for which a busy peer may put us off.
 const BUSY_MAX: Duration = Duration::from_secs(60);
 
@@ -725,6 +728,7 @@ impl Replica {
             .filter_map(Session::replica)
             .collect();
         let interval = self.velocity.interval_us(now, &self.config);
+        self.peers.forgive_selves(now);
         let mut due: Vec<(Option<u64>, Address)> = Vec::new();
         for (address, peer) in self.peers.iter_mut() {
             if peer.link.is_some() || peer.due_us > now.steady_us {
@@ -751,6 +755,23 @@ impl Replica {
             }
             self.dialing.insert(link, address.clone());
             self.outputs.push_back(Output::Connect(link, address));
+        }
+        if !due.is_empty() {
+            self.make_room_to_dial(now);
+        }
+    }
+
+    /// Lets go of the link that was dialed longest ago, if it has had its time and is quiet: others
+    /// wait, and under constant writes no link would close by itself.
+    fn make_room_to_dial(&mut self, now: Now) {
+        let turn = self.config.linger.max(TURN_MIN);
+        let dialed = self.sessions.values().filter(|session| {
+            let age = now.steady_us.saturating_sub(session.started_us());
+            session.dialed.is_some() && session.is_quiet() && age >= micros(turn)
+        });
+        let oldest = dialed.min_by_key(|session| session.started_us());
+        if let Some(link) = oldest.map(|session| session.link) {
+            self.leave(now, link);
         }
     }
 

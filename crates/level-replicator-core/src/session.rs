@@ -680,6 +680,16 @@ impl Session {
             && now.steady_us.saturating_sub(self.news_us) >= micros(config.linger)
     }
 
+    /// When the link was made, in steady microseconds.
+    pub fn started_us(&self) -> u64 {
+        self.started_us
+    }
+
+    /// Whether nothing is half said: the link can be left without loss.
+    pub fn is_quiet(&self) -> bool {
+        self.hello.is_some() && !self.awaits_peer()
+    }
+
     /// Whether the peer owes us something.
     fn awaits_peer(&self) -> bool {
         !self.heard

@@ -191,6 +191,18 @@ pub fn prefix_bounds(prefix: &[u8]) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
     (start, Bound::Excluded(end))
 }
 
+/// Whether no key can lie between two bounds: ordered trees refuse such ranges.
+pub fn is_empty_range(start: Bound<&[u8]>, end: Bound<&[u8]>) -> bool {
+    match (start, end) {
+        (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
+        (Bound::Included(start), Bound::Included(end)) => start > end,
+        (
+            Bound::Included(start) | Bound::Excluded(start),
+            Bound::Included(end) | Bound::Excluded(end),
+        ) => start >= end,
+    }
+}
+
 /// Borrows a bound of bytes.
 pub fn bound_as_slice<K: AsRef<[u8]>>(bound: &Bound<K>) -> Bound<&[u8]> {
     match bound {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use level_replicator_core::clock::Now;
+use level_replicator_core::clock::{Now, micros};
 
 /// Tells the time from the moment it was made.
 #[derive(Debug, Clone, Copy)]
@@ -36,8 +36,4 @@ impl SystemClock {
 pub(crate) fn deadline(timeout: Duration) -> Instant {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
     Instant::now() + timeout.min(YEAR)
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

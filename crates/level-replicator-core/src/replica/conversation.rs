@@ -82,6 +82,7 @@ impl Replica {
                 && let Some(peer) = self.peers.get_mut(dialed)
             {
                 peer.is_self = true;
+                peer.due_us = now.plus(self.config.idle_interval);
                 for request in self.syncs.values_mut() {
                     request.waiting.remove(dialed);
                 }

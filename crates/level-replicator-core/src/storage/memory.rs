@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
 
-use super::{Batch, Entries, Snapshot, Storage, StorageError, Table};
+use super::{
+    Batch, Entries, Snapshot, Storage, StorageError, Table, bound_as_slice, is_empty_range,
+};
 
 type Tree = RedBlackTreeMapSync<Bytes, Bytes>;
 
@@ -97,7 +99,7 @@ struct Walk {
 
 impl Walk {
     fn step(&mut self, back: bool) -> Option<(Bytes, Bytes)> {
-        if is_empty(&self.start, &self.end) {
+        if is_empty_range(bound_as_slice(&self.start), bound_as_slice(&self.end)) {
             return None;
         }
         let mut range = self
@@ -130,17 +132,5 @@ impl Iterator for Walk {
 impl DoubleEndedIterator for Walk {
     fn next_back(&mut self) -> Option<Self::Item> {
         self.step(true).map(Ok)
-    }
-}
-
-/// Whether no key can lie between the bounds; trees refuse such ranges.
-fn is_empty(start: &Bound<Bytes>, end: &Bound<Bytes>) -> bool {
-    match (start, end) {
-        (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
-        (Bound::Included(start), Bound::Included(end)) => start > end,
-        (
-            Bound::Included(start) | Bound::Excluded(start),
-            Bound::Included(end) | Bound::Excluded(end),
-        ) => start >= end,
     }
 }

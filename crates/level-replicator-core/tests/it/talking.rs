@@ -440,3 +440,24 @@ fn a_large_value_on_a_slow_line_arrives_at_the_first_attempt() {
         );
     }
 }
+
+#[test]
+fn under_constant_writes_every_peer_of_a_large_cluster_gets_its_turn() {
+    let mut cluster = Cluster::new(13);
+    for one in 1..13 {
+        for other in 1..one {
+            cluster.cut(one, other);
+        }
+        cluster.introduce(0, one);
+    }
+    for write in 0..1_500 {
+        cluster.put(0, "key", &write.to_string());
+        cluster.run_for_ms(5);
+    }
+    for node in 1..13 {
+        assert!(
+            cluster.get(node, "key").is_some(),
+            "node {node} never had its turn"
+        );
+    }
+}

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fjall::{AbstractTree as _, Readable as _};
 use level_replicator_core::storage::{
-    Batch, Change, Entries, Snapshot, Storage, StorageError, StorageStats, Table,
+    Batch, Change, Entries, Snapshot, Storage, StorageError, StorageStats, Table, is_empty_range,
 };
 
 pub use directory::OpenError;
@@ -302,7 +302,8 @@ impl Snapshot for FjallSnapshot {
     }
 
     fn range(&self, table: Table, start: Bound<&[u8]>, end: Bound<&[u8]>) -> Entries {
-        if is_empty(start, end) {
+        // Of some such ranges the engine makes a panic.
+        if is_empty_range(start, end) {
             return Box::new(std::iter::empty());
         }
         let (start, end) = stored_bounds(table, start, end);
@@ -354,18 +355,6 @@ fn entry(guard: fjall::Guard) -> Result<(Bytes, Bytes), StorageError> {
         .into_inner()
         .map_err(|error| StorageError::new("read a range", ReadError(error)))?;
     Ok((Bytes::from(key).slice(1..), Bytes::from(value)))
-}
-
-/// Whether no key can lie between the bounds. Of some such ranges the engine makes a panic.
-fn is_empty(start: Bound<&[u8]>, end: Bound<&[u8]>) -> bool {
-    match (start, end) {
-        (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
-        (Bound::Included(start), Bound::Included(end)) => start > end,
-        (
-            Bound::Included(start) | Bound::Excluded(start),
-            Bound::Included(end) | Bound::Excluded(end),
-        ) => start >= end,
-    }
 }
 
 /// A key behind the number of its table, to be kept by the engine.

@@ -301,6 +301,34 @@ fn a_claim_over_writes_of_this_process_that_it_has_not_made() {
 }
 
 #[test]
+fn writes_of_this_process_that_it_has_not_made_are_not_kept_from_a_cut_round_either() {
+    let mut scene = Scene::greeted();
+    let writer = scene
+        .replica
+        .state()
+        .current_writer()
+        .expect("it has written");
+    scene.say(&Message::Clock {
+        heads: Heads(vec![head(writer.0, &[(1, 9)], false)]),
+        asks: false,
+        more: false,
+    });
+    let value = (0..100_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes());
+    let planted = level_replicator_core::record::Version {
+        dot: level_replicator_core::clock::Dot { writer, seq: 5 },
+        stamp: level_replicator_core::clock::Stamp::from_micros(1),
+        content: level_replicator_core::record::Content::Put(value.take(100_000).collect()),
+    };
+    scene.say(&records(Record {
+        live: vec![planted],
+        ..Record::default()
+    }));
+    let closed = Input::Closed(scene.link, None);
+    scene.replica.handle_input(scene.now, closed);
+    assert_eq!(scene.replica.state().clock(), &scene.before);
+}
+
+#[test]
 fn a_writer_that_is_known_with_another_origin() {
     let mut scene = Scene::in_round(Config::default());
     scene.say(&Message::Writers(vec![Descriptor {

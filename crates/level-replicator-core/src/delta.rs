@@ -10,7 +10,6 @@ use std::sync::Arc;
 use crate::clock::{Clock, Dot, WriterId};
 use crate::limits::{FRAME_PAYLOAD_MAX, RECORDS_FRAME_TARGET};
 use crate::log;
-use crate::message::{Message, encode_records, fragments};
 use crate::packing::RecordsEncoder;
 use crate::record::{Key, Record};
 use crate::state::{StateError, read_record};
@@ -38,11 +37,9 @@ pub struct Delta {
 /// One step of a [`Delta`].
 #[derive(Debug)]
 pub struct Piece {
-    /// Frames to send.
-    pub frames: Vec<u8>,
-    /// Bytes of records in them, as the receiver counts them.
-    pub bytes: usize,
-    /// Number of records in them.
+    /// The packed records.
+    pub payload: Vec<u8>,
+    /// How many they are.
     pub records: u64,
 }
 
@@ -75,7 +72,7 @@ impl Delta {
         }
     }
 
-    /// The next frame of records, or one large record in several frames; `None` at the end.
+    /// The next records, about as many as fit a frame, or one that is larger; `None` at the end.
     pub fn next_piece(&mut self) -> Result<Option<Piece>, StateError> {
         let mut encoder = RecordsEncoder::default();
         let mut records = 0;
@@ -97,17 +94,8 @@ impl Delta {
         if encoder.is_empty() {
             return Ok(None);
         }
-        let payload = encoder.finish();
-        let bytes = payload.len();
-        let mut frames = Vec::with_capacity(bytes + 16);
-        if bytes <= FRAME_PAYLOAD_MAX {
-            encode_records(&mut frames, &payload);
-        } else {
-            fragments(payload).for_each(|fragment: Message| fragment.encode(&mut frames));
-        }
         Ok(Some(Piece {
-            frames,
-            bytes,
+            payload: encoder.finish(),
             records,
         }))
     }

@@ -6,7 +6,8 @@
 //! payload = bytes, or raw-length:varint lz4-block if compressed
 //! ```
 //!
-//! The checksum covers everything else in the frame. It finds accidents between the two ends;
+//! The checksum covers everything else in the frame, and how many frames went before it on the link.
+//! So it finds what is damaged between the two ends, and also what is lost, repeated or out of order;
 //! against intent the transport's encryption stands.
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -37,8 +38,8 @@ pub enum FrameError {
         /// The promised size.
         size: u64,
     },
-    /// The checksum does not fit.
-    #[error("frame fails its checksum")]
+    /// The checksum does not fit: the frame is damaged, or not the one that comes next.
+    #[error("frame fails its checksum: damaged, lost, repeated or out of order")]
     Checksum,
     /// The payload does not decompress to what it promises.
     #[error("compressed frame is damaged")]
@@ -60,23 +61,45 @@ pub struct Frame {
     pub payload: Bytes,
 }
 
-/// Appends a frame. The payload is compressed if it is large and that makes it smaller.
-///
-/// # Panics
-///
-/// If the payload is over [`FRAME_PAYLOAD_MAX`]: whoever makes messages keeps to that bound.
-pub fn encode(out: &mut Vec<u8>, kind: u8, payload: &[u8]) {
-    assert!(payload.len() <= FRAME_PAYLOAD_MAX, "oversized message");
-    let compressed = compress(payload);
-    let (kind, payload) = match &compressed {
-        Some(smaller) => (kind | COMPRESSED, &smaller[..]),
-        None => (kind, payload),
-    };
-    let length = (payload.len() as u32).to_be_bytes();
-    let head = [WIRE_VERSION, kind, length[1], length[2], length[3]];
-    out.extend_from_slice(&head);
-    out.extend_from_slice(&checksum(&head, payload).to_be_bytes());
-    out.extend_from_slice(payload);
+/// Frames on their way out of one end of a link.
+#[derive(Debug, Default)]
+pub struct FrameWriter {
+    bytes: Vec<u8>,
+    /// How many frames have been made for this link.
+    made: u64,
+}
+
+impl FrameWriter {
+    /// Appends a frame. The payload is compressed if it is large and that makes it smaller.
+    ///
+    /// # Panics
+    ///
+    /// If the payload is over [`FRAME_PAYLOAD_MAX`]: whoever makes messages keeps to that bound.
+    pub fn push(&mut self, kind: u8, payload: &[u8]) {
+        assert!(payload.len() <= FRAME_PAYLOAD_MAX, "oversized message");
+        let compressed = compress(payload);
+        let (kind, payload) = match &compressed {
+            Some(smaller) => (kind | COMPRESSED, &smaller[..]),
+            None => (kind, payload),
+        };
+        let length = (payload.len() as u32).to_be_bytes();
+        let head = [WIRE_VERSION, kind, length[1], length[2], length[3]];
+        let checksum = checksum(&head, self.made, payload);
+        self.made += 1;
+        self.bytes.extend_from_slice(&head);
+        self.bytes.extend_from_slice(&checksum.to_be_bytes());
+        self.bytes.extend_from_slice(payload);
+    }
+
+    /// Whether no frame waits to be taken.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The frames made since they were last taken.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
+    }
 }
 
 fn compress(payload: &[u8]) -> Option<Vec<u8>> {
@@ -105,17 +128,20 @@ fn decompress(payload: Bytes) -> Result<Bytes, FrameError> {
     }
 }
 
-fn checksum(head: &[u8], payload: &[u8]) -> u32 {
-    let seed = head
+/// `number` tells how many frames go before this one on its link.
+fn checksum(head: &[u8; 5], number: u64, payload: &[u8]) -> u32 {
+    let head = head
         .iter()
         .fold(0, |seed, &byte| seed << 8 | u64::from(byte));
-    xxh3_64_with_seed(payload, seed) as u32
+    xxh3_64_with_seed(payload, head ^ number.rotate_left(40)) as u32
 }
 
 /// Puts frames together from the pieces in which bytes arrive.
 #[derive(Debug, Default)]
 pub struct FrameReader {
     buffer: BytesMut,
+    /// How many frames have come over this link.
+    came: u64,
 }
 
 impl FrameReader {
@@ -159,9 +185,10 @@ impl FrameReader {
         frame.advance(5);
         let expected = frame.get_u32();
         let payload = frame.freeze();
-        if checksum(&head, &payload) != expected {
+        if checksum(&head, self.came, &payload) != expected {
             return Err(FrameError::Checksum);
         }
+        self.came += 1;
         let kind = head[1];
         if kind & COMPRESSED == 0 {
             return Ok(Some(Frame { kind, payload }));
@@ -176,11 +203,37 @@ impl FrameReader {
 mod tests {
     use super::*;
 
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let mut writer = FrameWriter::default();
+        writer.push(kind, payload);
+        writer.take()
+    }
+
+    #[test]
+    fn a_frame_that_is_lost_repeated_or_out_of_order_is_noticed() {
+        let mut writer = FrameWriter::default();
+        let frames = [(); 3].map(|()| {
+            writer.push(3, b"the same");
+            writer.take()
+        });
+        for wrong in [vec![1], vec![0, 0], vec![0, 2], vec![0, 1, 1]] {
+            let mut reader = FrameReader::default();
+            let (last, good) = wrong.split_last().expect("frames");
+            for &frame in good {
+                reader.push(&frames[frame]);
+                assert!(matches!(reader.next_frame(), Ok(Some(_))), "{wrong:?}");
+            }
+            reader.push(&frames[*last]);
+            assert_eq!(reader.next_frame(), Err(FrameError::Checksum), "{wrong:?}");
+        }
+    }
+
     #[test]
     fn frames_come_out_whole_however_the_bytes_arrive() {
-        let mut bytes = Vec::new();
-        encode(&mut bytes, 3, b"three");
-        encode(&mut bytes, 4, &[7; 100_000]);
+        let mut writer = FrameWriter::default();
+        writer.push(3, b"three");
+        writer.push(4, &[7; 100_000]);
+        let bytes = writer.take();
         let mut reader = FrameReader::default();
         let mut frames = Vec::new();
         for piece in bytes.chunks(13) {
@@ -197,8 +250,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_noticed() {
-        let mut good = Vec::new();
-        encode(&mut good, 3, b"payload");
+        let good = frame(3, b"payload");
         for bit in 0..good.len() * 8 {
             let mut bytes = good.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
@@ -210,8 +262,7 @@ mod tests {
 
     #[test]
     fn a_frame_at_the_limit_passes_and_one_over_it_is_refused_by_its_header() {
-        let mut bytes = Vec::new();
-        encode(&mut bytes, 3, &vec![9; FRAME_PAYLOAD_MAX]);
+        let bytes = frame(3, &vec![9; FRAME_PAYLOAD_MAX]);
         let mut reader = FrameReader::default();
         reader.push(&bytes);
         assert!(matches!(reader.next_frame(), Ok(Some(_))));

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::address::Address;
 use crate::clock::{Clock, Known, ReplicaId, WriterId};
 use crate::codec::{DecodeError, Reader, flag, put_prefixed, put_varint};
-use crate::frame::{self, Frame, WIRE_VERSION};
+use crate::frame::{Frame, FrameWriter, WIRE_VERSION};
 use crate::limits::{
     ADDRESS_BYTES_MAX, ADDRESSES_PER_MESSAGE, CLUSTER_BYTES_MAX, DESCRIPTORS_PER_MESSAGE,
     FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, UNCLAIMED_PER_MESSAGE,
@@ -158,10 +158,10 @@ const HEAD_AHEAD: u8 = 2;
 
 impl Message {
     /// Appends the message as one frame.
-    pub fn encode(&self, out: &mut Vec<u8>) {
+    pub fn encode(&self, out: &mut FrameWriter) {
         let mut payload = Vec::new();
         let kind = self.encode_payload(&mut payload);
-        frame::encode(out, kind, &payload);
+        out.push(kind, &payload);
     }
 
     fn encode_payload(&self, out: &mut Vec<u8>) -> u8 {
@@ -509,18 +509,21 @@ fn decode_range(reader: &mut Reader, last: u64) -> Option<RangeInclusive<u64>> {
     (first > last).then_some(first..=end)
 }
 
-/// Cuts the payload of an oversized `Records` message into fragments.
-pub fn fragments(payload: Vec<u8>) -> impl Iterator<Item = Message> {
+/// Appends a `Records` message whose payload is packed already; in fragments if it is too large for
+/// one frame.
+pub fn encode_records(payload: Vec<u8>, out: &mut FrameWriter) {
+    if payload.len() <= FRAME_PAYLOAD_MAX {
+        out.push(kind::RECORDS, &payload);
+        return;
+    }
     const PIECE: usize = FRAME_PAYLOAD_MAX - 1;
     let bytes = Bytes::from(payload);
-    let pieces = bytes.len().div_ceil(PIECE).max(1);
-    (0..pieces).map(move |piece| Message::Fragment {
-        bytes: bytes.slice(piece * PIECE..bytes.len().min((piece + 1) * PIECE)),
-        last: piece + 1 == pieces,
-    })
-}
-
-/// Appends a `Records` message whose payload is packed already.
-pub fn encode_records(out: &mut Vec<u8>, payload: &[u8]) {
-    frame::encode(out, kind::RECORDS, payload);
+    let pieces = bytes.len().div_ceil(PIECE);
+    for piece in 0..pieces {
+        let fragment = Message::Fragment {
+            bytes: bytes.slice(piece * PIECE..bytes.len().min((piece + 1) * PIECE)),
+            last: piece + 1 == pieces,
+        };
+        fragment.encode(out);
+    }
 }

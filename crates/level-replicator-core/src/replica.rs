@@ -777,8 +777,8 @@ impl Replica {
 
     fn flush(&mut self, session: &mut Session) {
         if !session.out.is_empty() {
-            self.traffic.sent_bytes += session.out.len() as u64;
-            let bytes = Bytes::from(std::mem::take(&mut session.out));
+            let bytes = Bytes::from(session.out.take());
+            self.traffic.sent_bytes += bytes.len() as u64;
             self.outputs.push_back(Output::Send(session.link, bytes));
         }
     }

@@ -10,10 +10,10 @@ use crate::address::Address;
 use crate::clock::{Clock, Known, Now, ReplicaId, WriterId, micros};
 use crate::codec::DecodeError;
 use crate::config::Config;
-use crate::delta::Delta;
-use crate::frame::{FrameError, FrameReader, WIRE_VERSION};
+use crate::delta::{Delta, Piece};
+use crate::frame::{FrameError, FrameReader, FrameWriter, WIRE_VERSION};
 use crate::limits::{CLOCK_RANGES_MAX, CLOCK_WRITERS_MAX};
-use crate::message::{Applied, Heads, Hello, Message};
+use crate::message::{Applied, Heads, Hello, Message, encode_records};
 use crate::packing::decode_records;
 use crate::record::{Key, Record};
 use crate::storage::Snapshot;
@@ -259,7 +259,7 @@ pub struct Session {
     /// The address at which the peer can be dialed, as far as it is known.
     pub home: Option<Address>,
     /// Frames to send.
-    pub out: Vec<u8>,
+    pub out: FrameWriter,
     /// What the peer said first.
     pub hello: Option<Hello>,
     /// What we said first, and the clock at that time.
@@ -312,7 +312,7 @@ impl Session {
             home: dialed.clone(),
             dialed,
             remote,
-            out: Vec::new(),
+            out: FrameWriter::default(),
             hello: None,
             greeting: None,
             told: Clock::default(),
@@ -403,11 +403,12 @@ impl Session {
         self.sent - self.granted < config.window as u64
     }
 
-    /// Counts records that were sent.
-    pub fn count_sent(&mut self, now: Now, bytes: usize, records: u64) {
-        self.sent += bytes as u64;
-        self.moved.0 += records;
+    /// Appends packed records to what is sent.
+    pub fn say_records(&mut self, now: Now, piece: Piece) {
+        self.sent += piece.payload.len() as u64;
+        self.moved.0 += piece.records;
         self.news_us = now.steady_us;
+        encode_records(piece.payload, &mut self.out);
     }
 
     /// Takes bytes as they came from the link.

@@ -428,11 +428,11 @@ impl Replica {
             delta.next_piece().map_err(|error| storage_error(&error))?
         };
         if let Some(piece) = piece {
-            session.out.extend_from_slice(&piece.frames);
-            session.count_sent(now, piece.bytes, piece.records);
+            let fills_frame = piece.payload.len() >= RECORDS_FRAME_TARGET / 2;
             self.traffic.sent_records += piece.records;
+            session.say_records(now, piece);
             session.outgoing = Outgoing::Streaming(round, delta);
-            return Ok(piece.bytes >= RECORDS_FRAME_TARGET / 2);
+            return Ok(fills_frame);
         }
 
         let damage = delta.take_damage();

@@ -4,9 +4,9 @@ use bytes::Bytes;
 use level_replicator_core::announcement::Announcement;
 use level_replicator_core::clock::{Clock, Dot, Known, Stamp, WriterId};
 use level_replicator_core::codec::{Reader, put_prefixed, put_varint};
-use level_replicator_core::frame::{self, Frame, FrameReader};
+use level_replicator_core::frame::{Frame, FrameReader, FrameWriter};
 use level_replicator_core::limits::{FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, STAMP_MAX};
-use level_replicator_core::message::{Heads, Message, fragments};
+use level_replicator_core::message::{Heads, Message, encode_records};
 use level_replicator_core::packing::decode_records;
 use level_replicator_core::record::{
     Content, Key, Record, Tally, Version, decode_row, encode_row, single_value,
@@ -19,10 +19,10 @@ use crate::samples::{delete, descriptors, dot, messages, put, record, siblings, 
 const RECORDS: u8 = 4;
 
 fn through_a_frame(message: &Message) -> Message {
-    let mut bytes = Vec::new();
-    message.encode(&mut bytes);
+    let mut writer = FrameWriter::default();
+    message.encode(&mut writer);
     let mut reader = FrameReader::default();
-    reader.push(&bytes);
+    reader.push(&writer.take());
     let frame = reader
         .next_frame()
         .expect("a good frame")
@@ -41,10 +41,10 @@ fn every_message_survives_the_round_trip() {
 #[test]
 fn every_cut_of_every_message_is_refused() {
     for (name, message) in messages() {
-        let mut bytes = Vec::new();
-        message.encode(&mut bytes);
+        let mut writer = FrameWriter::default();
+        message.encode(&mut writer);
         let mut reader = FrameReader::default();
-        reader.push(&bytes);
+        reader.push(&writer.take());
         let Frame { kind, payload } = reader.next_frame().expect("good").expect("whole");
         // A fragment is any bytes.
         for len in (1..payload.len()).filter(|_| name != "fragment") {
@@ -165,10 +165,10 @@ proptest! {
         changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..4),
     ) {
         let (_, message) = &messages()[which];
-        let mut bytes = Vec::new();
-        message.encode(&mut bytes);
+        let mut writer = FrameWriter::default();
+        message.encode(&mut writer);
         let mut reader = FrameReader::default();
-        reader.push(&bytes);
+        reader.push(&writer.take());
         let Frame { kind, payload } = reader.next_frame().expect("good").expect("whole");
         let mut payload = payload.to_vec();
         for (place, byte) in changes {
@@ -258,8 +258,12 @@ fn a_record_larger_than_a_frame_comes_out_of_its_fragments() {
         .for_each(|(key, record)| encoder.push(key, record));
     let mut joined = Vec::new();
     let mut lasts = Vec::new();
-    for fragment in fragments(encoder.finish()) {
-        let Message::Fragment { bytes, last } = through_a_frame(&fragment) else {
+    let mut writer = FrameWriter::default();
+    encode_records(encoder.finish(), &mut writer);
+    let mut reader = FrameReader::default();
+    reader.push(&writer.take());
+    while let Some(frame) = reader.next_frame().expect("good frames") {
+        let Ok(Message::Fragment { bytes, last }) = Message::decode(frame) else {
             panic!("another message");
         };
         joined.extend_from_slice(&bytes);
@@ -320,11 +324,11 @@ fn a_frame_that_promises_to_become_huge_is_refused() {
     let mut payload = Vec::new();
     put_varint(&mut payload, u64::MAX);
     payload.extend_from_slice(&[0; 32]);
-    let mut bytes = Vec::new();
+    let mut writer = FrameWriter::default();
     // The bit of compression in the kind, with a good checksum.
-    frame::encode(&mut bytes, 3 | 0x80, &payload);
+    writer.push(3 | 0x80, &payload);
     let mut reader = FrameReader::default();
-    reader.push(&bytes);
+    reader.push(&writer.take());
     assert!(reader.next_frame().is_err());
 }
 

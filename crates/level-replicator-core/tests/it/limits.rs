@@ -7,7 +7,7 @@ use level_replicator_core::address::Address;
 use level_replicator_core::clock::{Known, Stamp};
 use level_replicator_core::codec::{put_prefixed, put_varint};
 use level_replicator_core::config::Config;
-use level_replicator_core::frame::{self, Frame, FrameReader};
+use level_replicator_core::frame::{Frame, FrameReader, FrameWriter};
 use level_replicator_core::limits::{
     ADDRESS_BYTES_MAX, ADDRESSES_PER_MESSAGE, ANNOUNCEMENT_BYTES_MAX, CLUSTER_BYTES_MAX,
     DESCRIPTORS_PER_MESSAGE, FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, KEY_BYTES_MAX, SIBLINGS_MAX,
@@ -20,10 +20,10 @@ use level_replicator_core::record::Record;
 use crate::samples::{descriptors, dot, head, hello, put, record};
 
 fn decodes(message: &Message) -> bool {
-    let mut bytes = Vec::new();
-    message.encode(&mut bytes);
+    let mut writer = FrameWriter::default();
+    message.encode(&mut writer);
     let mut reader = FrameReader::default();
-    reader.push(&bytes);
+    reader.push(&writer.take());
     let frame = reader
         .next_frame()
         .expect("a good frame")
@@ -39,14 +39,14 @@ fn records_decode(key: Bytes, record: &Record) -> bool {
 
 #[test]
 fn a_frame() {
-    let mut bytes = Vec::new();
-    frame::encode(&mut bytes, 5, &vec![0xa5; FRAME_PAYLOAD_MAX]);
+    let mut writer = FrameWriter::default();
+    writer.push(5, &vec![0xa5; FRAME_PAYLOAD_MAX]);
     let mut reader = FrameReader::default();
-    reader.push(&bytes);
+    reader.push(&writer.take());
     assert!(matches!(reader.next_frame(), Ok(Some(_))));
 
     let refused = std::panic::catch_unwind(|| {
-        frame::encode(&mut Vec::new(), 5, &vec![0xa5; FRAME_PAYLOAD_MAX + 1]);
+        FrameWriter::default().push(5, &vec![0xa5; FRAME_PAYLOAD_MAX + 1]);
     });
     assert!(refused.is_err());
 }

@@ -1,13 +1,14 @@
 //! A peer that says what it may not, or nothing at all: its link ends with the right error, nothing
 //! that is stored changes, and the conversations with others go on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use level_replicator_core::clock::{Clock, Now, ReplicaId, WriterId};
 use level_replicator_core::config::Config;
 use level_replicator_core::event::Event;
-use level_replicator_core::frame::{FrameError, FrameReader};
+use level_replicator_core::frame::{FrameError, FrameReader, FrameWriter};
 use level_replicator_core::message::{Applied, Heads, Hello, Message};
 use level_replicator_core::record::{Op, Record};
 use level_replicator_core::replica::{FirstSync, Input, Output, Replica};
@@ -24,6 +25,8 @@ struct Scene {
     replica: Replica,
     now: Now,
     link: LinkId,
+    /// What is said and heard on each link.
+    streams: BTreeMap<LinkId, (FrameWriter, FrameReader)>,
     said: Vec<Message>,
     errors: Vec<PeerError>,
     closed: bool,
@@ -52,6 +55,7 @@ impl Scene {
             replica,
             now,
             link,
+            streams: BTreeMap::new(),
             said: Vec::new(),
             errors: Vec::new(),
             closed: false,
@@ -79,9 +83,14 @@ impl Scene {
     }
 
     fn say(&mut self, message: &Message) {
-        let mut bytes = Vec::new();
-        message.encode(&mut bytes);
+        let bytes = self.frame(message);
         self.send(bytes);
+    }
+
+    fn frame(&mut self, message: &Message) -> Vec<u8> {
+        let (writer, _) = self.streams.entry(self.link).or_default();
+        message.encode(writer);
+        writer.take()
     }
 
     fn send(&mut self, bytes: Vec<u8>) {
@@ -98,16 +107,20 @@ impl Scene {
     }
 
     fn listen(&mut self) {
-        let mut reader = FrameReader::default();
         while let Some(output) = self.replica.poll_output() {
             match output {
-                Output::Send(_, bytes) => reader.push(&bytes),
+                Output::Send(link, bytes) => self.hear(link, &bytes),
                 Output::Event(Event::Error { error, .. }) => self.errors.push(error),
                 Output::Close(link) => self.closed |= link == self.link,
                 Output::Connect(link, _) => self.dialed.push(link),
                 Output::Event(_) => {}
             }
         }
+    }
+
+    fn hear(&mut self, link: LinkId, bytes: &[u8]) {
+        let (_, reader) = self.streams.entry(link).or_default();
+        reader.push(bytes);
         while let Some(frame) = reader.next_frame().expect("we send good frames") {
             self.said
                 .push(Message::decode(frame).expect("we send good messages"));
@@ -186,8 +199,7 @@ fn garbage() {
 #[test]
 fn a_damaged_frame() {
     let mut scene = Scene::greeted();
-    let mut bytes = Vec::new();
-    claim().encode(&mut bytes);
+    let mut bytes = scene.frame(&claim());
     *bytes.last_mut().expect("a frame") ^= 1;
     scene.send(bytes);
     scene.assert_ended(&PeerError::Frame(FrameError::Checksum));
@@ -357,13 +369,11 @@ fn a_record_in_fragments_that_exceeds_the_limit() {
         bytes: Bytes::from(vec![0; 200 << 10]),
         last: false,
     };
-    let mut bytes = Vec::new();
-    piece.encode(&mut bytes);
     for _ in 0..limit / (200 << 10) {
-        scene.send(bytes.clone());
+        scene.say(&piece);
         assert!(scene.errors.is_empty(), "{:?}", scene.errors);
     }
-    scene.send(bytes);
+    scene.say(&piece);
     scene.assert_misbehaved(Misbehavior::OversizedRecord);
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use bytes::Bytes;
 use level_replicator_core::announcement::Announcement;
 use level_replicator_core::clock::WriterId;
-use level_replicator_core::frame::FrameReader;
+use level_replicator_core::frame::{FrameReader, FrameWriter};
 use level_replicator_core::message::Message;
 use level_replicator_core::record::{Record, decode_row, encode_row};
 
@@ -50,8 +50,9 @@ fn golden(name: &str, comment: &str, bytes: &[u8]) -> Vec<u8> {
 #[test]
 fn every_message_keeps_its_bytes() {
     for (name, message) in messages() {
-        let mut frame = Vec::new();
-        message.encode(&mut frame);
+        let mut writer = FrameWriter::default();
+        message.encode(&mut writer);
+        let frame = writer.take();
         let comment = format!("One whole frame: the message {name}.");
 
         let kept = golden(&format!("message_{name}"), &comment, &frame);
@@ -68,20 +69,20 @@ fn every_message_keeps_its_bytes() {
 
 #[test]
 fn a_frame_keeps_its_header_with_and_without_compression() {
-    let mut plain = Vec::new();
-    level_replicator_core::frame::encode(&mut plain, 3, b"payload");
+    let mut writer = FrameWriter::default();
+    writer.push(3, b"payload");
     golden(
         "frame_plain",
         "A frame of kind 3 with the payload 'payload'.",
-        &plain,
+        &writer.take(),
     );
 
-    let mut small = Vec::new();
-    level_replicator_core::frame::encode(&mut small, 4, &[7; 4_096]);
+    let mut writer = FrameWriter::default();
+    writer.push(4, &[7; 4_096]);
     let kept = golden(
         "frame_compressed",
         "A frame of kind 4 with 4096 times the byte 7.",
-        &small,
+        &writer.take(),
     );
     let mut reader = FrameReader::default();
     reader.push(&kept);

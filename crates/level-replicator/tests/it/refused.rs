@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use level_replicator::{Db, Event, Events, Options, Secret};
 use level_replicator_core::clock::{Clock, Dot, ReplicaId, Stamp, WriterId};
+use level_replicator_core::frame::FrameWriter;
 use level_replicator_core::limits::FRAME_PAYLOAD_MAX;
 use level_replicator_core::message::{Head, Heads, Message};
 use level_replicator_core::record::{Content, Record, Version};
@@ -196,23 +197,28 @@ fn a_frame_over_the_limit_is_refused_before_it_is_read() {
     });
 }
 
+fn framed(message: &Message) -> Vec<u8> {
+    let mut writer = FrameWriter::default();
+    message.encode(&mut writer);
+    writer.take()
+}
+
 #[test]
 fn frames_that_are_damaged_or_no_messages_are_refused() {
     refuses(&["checksum"], |wire| {
-        let mut frame = Vec::new();
-        Message::Hello(hello(&cluster())).encode(&mut frame);
+        let mut frame = framed(&Message::Hello(hello(&cluster())));
         *frame.last_mut().expect("a frame") ^= 1;
         wire.say_bytes(&frame);
     });
     refuses(&["malformed message"], |wire| {
-        let mut frame = Vec::new();
-        level_replicator_core::frame::encode(&mut frame, 1, b"no hello");
-        wire.say_bytes(&frame);
+        let mut writer = FrameWriter::default();
+        writer.push(1, b"no hello");
+        wire.say_bytes(&writer.take());
     });
     refuses(&["malformed message"], |wire| {
-        let mut frame = Vec::new();
-        level_replicator_core::frame::encode(&mut frame, 99, b"");
-        wire.say_bytes(&frame);
+        let mut writer = FrameWriter::default();
+        writer.push(99, b"");
+        wire.say_bytes(&writer.take());
     });
 }
 
@@ -342,8 +348,7 @@ fn records_that_are_garbled_repeated_or_cut_are_refused() {
         wire.send(&sealed);
     });
     refuse(&["damaged, repeated or out of order"], &|wire| {
-        let mut frame = Vec::new();
-        Message::Hello(hello(&cluster())).encode(&mut frame);
+        let frame = framed(&Message::Hello(hello(&cluster())));
         let sealed = wire.seal(&frame);
         wire.send(&sealed);
         wire.send(&sealed);

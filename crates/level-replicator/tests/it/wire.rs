@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use level_replicator_core::clock::{Clock, ReplicaId};
-use level_replicator_core::frame::{FrameReader, WIRE_VERSION};
+use level_replicator_core::frame::{FrameReader, FrameWriter, WIRE_VERSION};
 use level_replicator_core::message::{Hello, Message};
 use snow::{Builder, TransportState};
 
@@ -25,6 +25,7 @@ pub(crate) struct Wire {
     stream: TcpStream,
     transport: TransportState,
     frames: FrameReader,
+    said: FrameWriter,
 }
 
 impl Wire {
@@ -63,13 +64,14 @@ impl Wire {
                 .into_transport_mode()
                 .expect("a finished handshake"),
             frames: FrameReader::default(),
+            said: FrameWriter::default(),
         })
     }
 
     /// Says a message.
     pub(crate) fn say(&mut self, message: &Message) {
-        let mut frame = Vec::new();
-        message.encode(&mut frame);
+        message.encode(&mut self.said);
+        let frame = self.said.take();
         self.say_bytes(&frame);
     }
 

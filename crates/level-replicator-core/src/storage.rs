@@ -2,6 +2,8 @@
 //!
 //! The rule: a [`Batch`] is committed whole or not at all, and a [`Snapshot`] never sees half of one.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod memory;
 
 use std::fmt;
@@ -143,6 +145,9 @@ pub trait Snapshot: Send + Sync {
 /// Calls come from several threads at once; commits come one at a time. A commit that returned `Ok`
 /// is seen by every later read, and survives the end of the process; [`Storage::sync`] makes it
 /// survive the loss of power. After a failed commit the tables are as before it.
+///
+/// The feature `conformance` adds a suite, `storage::conformance`, for the tests of an engine: it tries
+/// what is promised here and on [`Batch`], [`Snapshot`] and [`Entries`].
 pub trait Storage: Send + Sync {
     /// The value of a key as of the last commit.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageError>;

@@ -85,8 +85,15 @@ impl Announcement {
         let instance = reader.u64()?;
         let wants_answer = reader.u8()? & WANTS_ANSWER != 0;
         let port = u16::from_be_bytes(reader.array()?);
-        let host_len = u16::from_be_bytes(reader.array()?);
-        let host = reader.bytes(usize::from(host_len))?;
+        let host_len = usize::from(u16::from_be_bytes(reader.array()?));
+        if host_len >= ADDRESS_BYTES_MAX {
+            return Err(DecodeError::TooLarge {
+                what: "host of an announcement",
+                size: host_len as u64,
+                limit: ADDRESS_BYTES_MAX as u64 - 1,
+            });
+        }
+        let host = reader.bytes(host_len)?;
         reader.finish()?;
         let host = String::from_utf8(host.to_vec());
         Ok(Announcement {
@@ -124,6 +131,28 @@ mod tests {
             Announcement::decode(&datagram, &[3; 32]),
             Ok(announcement())
         );
+    }
+
+    #[test]
+    fn a_host_that_could_not_be_announced_is_not_heard() {
+        let longest = Announcement {
+            host: "h".repeat(ADDRESS_BYTES_MAX - 1),
+            ..announcement()
+        };
+        let key = [3; 32];
+        let datagram = longest.encode(&key);
+        assert_eq!(Announcement::decode(&datagram, &key), Ok(longest));
+
+        let mut longer = datagram[..datagram.len() - MAC_BYTES].to_vec();
+        let host_len = longer.len() - (ADDRESS_BYTES_MAX - 1);
+        longer.push(b'h');
+        longer[host_len - 2..host_len].copy_from_slice(&(ADDRESS_BYTES_MAX as u16).to_be_bytes());
+        let seal = mac(&key, &longer);
+        longer.extend_from_slice(&seal);
+        assert!(matches!(
+            Announcement::decode(&longer, &key),
+            Err(DecodeError::TooLarge { .. })
+        ));
     }
 
     #[test]

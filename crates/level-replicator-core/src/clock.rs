@@ -12,6 +12,7 @@ use std::time::Duration;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::limits::STAMP_MAX;
+use crate::mistake::{Mistake, is_planted};
 
 /// What time it is, as the core is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,6 +102,9 @@ impl Stamp {
 
     /// The stamp of a write at `now` that replaces writes of which `replaced` is the latest.
     pub fn after(now: Now, replaced: Option<Stamp>) -> Stamp {
+        if is_planted(Mistake::StampNotAfter) {
+            return Stamp::from_micros(now.wall_us);
+        }
         let least = replaced.map_or(0, |stamp| stamp.0 + 1);
         Stamp::from_micros(now.wall_us.max(least))
     }
@@ -351,6 +355,18 @@ impl Clock {
     /// Whether nothing is known.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Forgets everything that `other` knows.
+    pub fn remove(&mut self, other: &Clock) {
+        for (writer, gone) in other.iter() {
+            let Some(known) = self.0.remove(&writer) else {
+                continue;
+            };
+            for range in known.difference(gone) {
+                self.insert_range(writer, range);
+            }
+        }
     }
 
     /// Adds everything that `other` knows.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::clock::{Clock, Dot, WriterId};
 use crate::limits::{FRAME_PAYLOAD_MAX, RECORDS_FRAME_TARGET};
 use crate::log;
+use crate::mistake::{Mistake, is_planted};
 use crate::packing::RecordsEncoder;
 use crate::record::{Key, Record};
 use crate::state::{StateError, read_record};
@@ -140,7 +141,10 @@ impl Delta {
                     self.damaged = Some(StateError::LogMismatch { dot, key });
                 }
                 Ok(record) => {
-                    let walked = |dot: &Dot| self.only.is_none_or(|only| dot.writer == only);
+                    let walked = |dot: &Dot| {
+                        self.only.is_none_or(|only| dot.writer == only)
+                            || is_planted(Mistake::PushPassesSiblings)
+                    };
                     let missing = |dot: &Dot| walked(dot) && !self.theirs.contains(*dot);
                     let mut live = record.live.iter().map(|version| version.dot);
                     if live.find(missing) == Some(dot) {

@@ -6,9 +6,10 @@
 //! payload = bytes, or raw-length:varint lz4-block if compressed
 //! ```
 //!
-//! The checksum covers everything else in the frame, and how many frames went before it on the link.
-//! So it finds what is damaged between the two ends, and also what is lost, repeated or out of order;
-//! against intent the transport's encryption stands.
+//! The checksum covers everything else in the frame, how many frames went before it on the link, and,
+//! but for the first frame, which process it is for. So it finds what is damaged between the two ends,
+//! what is lost, repeated or out of order, and what was said to somebody else and is played again:
+//! what a peer sends depends on what it was told. Against intent the transport's encryption stands.
 
 use bytes::{Buf, Bytes, BytesMut};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -67,9 +68,16 @@ pub struct FrameWriter {
     bytes: Vec<u8>,
     /// How many frames have been made for this link.
     made: u64,
+    listener: u64,
 }
 
 impl FrameWriter {
+    /// From now on frames are for the process with this random number; the first frame of a link is
+    /// for anybody.
+    pub fn bind(&mut self, listener: u64) {
+        self.listener = listener;
+    }
+
     /// Appends a frame. The payload is compressed if it is large and that makes it smaller.
     ///
     /// # Panics
@@ -84,7 +92,7 @@ impl FrameWriter {
         };
         let length = (payload.len() as u32).to_be_bytes();
         let head = [WIRE_VERSION, kind, length[1], length[2], length[3]];
-        let checksum = checksum(&head, self.made, payload);
+        let checksum = checksum(&head, self.made, self.listener, payload);
         self.made += 1;
         self.bytes.extend_from_slice(&head);
         self.bytes.extend_from_slice(&checksum.to_be_bytes());
@@ -129,11 +137,12 @@ fn decompress(payload: Bytes) -> Result<Bytes, FrameError> {
 }
 
 /// `number` tells how many frames go before this one on its link.
-fn checksum(head: &[u8; 5], number: u64, payload: &[u8]) -> u32 {
+fn checksum(head: &[u8; 5], number: u64, listener: u64, payload: &[u8]) -> u32 {
     let head = head
         .iter()
         .fold(0, |seed, &byte| seed << 8 | u64::from(byte));
-    xxh3_64_with_seed(payload, head ^ number.rotate_left(40)) as u32
+    let listener = if number == 0 { 0 } else { listener };
+    xxh3_64_with_seed(payload, head ^ number.rotate_left(40) ^ listener) as u32
 }
 
 /// Puts frames together from the pieces in which bytes arrive.
@@ -142,9 +151,18 @@ pub struct FrameReader {
     buffer: BytesMut,
     /// How many frames have come over this link.
     came: u64,
+    listener: u64,
 }
 
 impl FrameReader {
+    /// Reads what is said to the process with this random number.
+    pub fn new(listener: u64) -> FrameReader {
+        FrameReader {
+            listener,
+            ..FrameReader::default()
+        }
+    }
+
     /// Takes bytes as they came. Frames should be taken out before more is put in.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
@@ -185,7 +203,7 @@ impl FrameReader {
         frame.advance(5);
         let expected = frame.get_u32();
         let payload = frame.freeze();
-        if checksum(&head, self.came, &payload) != expected {
+        if checksum(&head, self.came, self.listener, &payload) != expected {
             return Err(FrameError::Checksum);
         }
         self.came += 1;
@@ -246,6 +264,21 @@ mod tests {
         assert_eq!(&frames[0].payload[..], b"three");
         assert_eq!(&frames[1].payload[..], &[7; 100_000][..]);
         assert_eq!(reader.waiting(), 0);
+    }
+
+    #[test]
+    fn what_was_said_to_one_process_is_not_heard_by_another() {
+        let mut writer = FrameWriter::default();
+        writer.push(3, b"to anybody");
+        writer.bind(7);
+        writer.push(3, b"to 7");
+        let bytes = writer.take();
+        for (listener, hears) in [(7, true), (8, false)] {
+            let mut reader = FrameReader::new(listener);
+            reader.push(&bytes);
+            assert!(matches!(reader.next_frame(), Ok(Some(_))));
+            assert_eq!(reader.next_frame().is_ok(), hears);
+        }
     }
 
     #[test]

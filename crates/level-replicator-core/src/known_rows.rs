@@ -18,7 +18,7 @@ use crate::writers::{WriterOrd, Writers};
 const BLOCK_BITS: u32 = 12;
 
 /// Knows which block rows are on disk, and writes the rows that a growing clock needs.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct KnownRows {
     blocks: BTreeSet<(WriterOrd, u64)>,
 }

@@ -8,6 +8,9 @@
 
 pub mod limits;
 
+#[doc(hidden)]
+pub mod mistake;
+
 pub mod codec;
 
 pub mod clock;

@@ -7,6 +7,7 @@ use std::ops::{Bound, RangeInclusive};
 
 use bytes::Bytes;
 
+use crate::mistake::{Mistake, is_planted};
 use crate::record::{Key, Record};
 use crate::storage::{Batch, Entries, Snapshot, StorageError, Table};
 use crate::writers::WriterOrd;
@@ -34,6 +35,9 @@ pub fn follow(
     ord: impl Fn(crate::clock::WriterId) -> WriterOrd,
 ) {
     for gone in old.live.iter().filter(|version| !new.holds(version.dot)) {
+        if is_planted(Mistake::LogNotTrimmed) {
+            break;
+        }
         batch.remove(Table::Log, row_key(ord(gone.dot.writer), gone.dot.seq));
     }
     for came in new.live.iter().filter(|version| !old.holds(version.dot)) {

@@ -89,7 +89,7 @@ impl RecordsEncoder {
         let same_key_len = shared == 0 && before.key.len() == key.len();
         let value_len = version.value().map_or(0, Bytes::len);
         let same_writer = writer == before.writer && before.seq > 0;
-        let next_seq = same_writer && version.dot.seq == before.seq + 1;
+        let next_seq = same_writer && before.seq.checked_add(1) == Some(version.dot.seq);
         let same_value_len = value_len == before.value_len;
         let flags = SIMPLE
             | flag(version.value().is_none(), DELETE)
@@ -183,7 +183,8 @@ pub fn decode_records(payload: Bytes) -> Result<Vec<(Key, Record)>, DecodeError>
     let writers: Vec<WriterId> = (0..count)
         .map(|_| Ok(WriterId(reader.u64()?)))
         .collect::<Result<_, DecodeError>>()?;
-    let count = reader.count(usize::MAX, 4)?;
+    // A record has a byte of key at least, and takes two more when all else is as in the one before.
+    let count = reader.count(KEYS_PER_MESSAGE_BYTES_MAX, 3)?;
     let mut decoder = RecordsDecoder {
         reader,
         writers,

@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128};
 use crate::clock::{Clock, Dot, Stamp, VersionVector, WriterId};
 use crate::codec::{DecodeError, Reader, put_varint};
 use crate::limits::{SIBLINGS_MAX, VALUE_BYTES_CEILING};
+use crate::mistake::{Mistake, is_planted};
 use crate::writers::{WriterOrd, Writers};
 
 /// A key: any 1 to 65,000 bytes.
@@ -124,7 +125,11 @@ impl Record {
             return record;
         }
 
-        let (my_history, their_history) = (mine.record.history(), theirs.record.history());
+        let (mut my_history, mut their_history) = (mine.record.history(), theirs.record.history());
+        if is_planted(Mistake::LiveNotInHistory) {
+            my_history = mine.record.seen.clone();
+            their_history = theirs.record.seen.clone();
+        }
         let unseen = |dot: Dot, side: Side<'_>, history: &VersionVector| {
             !side.clock.contains(dot) && !covers(history, dot, writers)
         };
@@ -136,6 +141,15 @@ impl Record {
             !mine.record.holds(version.dot) && unseen(version.dot, mine, &my_history)
         });
         let mut live: Vec<Version> = kept.chain(came).cloned().collect();
+        if is_planted(Mistake::SiblingsDropped) {
+            live.sort_by_key(|version| (version.stamp, version.dot));
+            live.drain(..live.len().saturating_sub(1));
+        }
+        if is_planted(Mistake::DeleteWins) {
+            let deletes = live.iter().filter(|version| version.value().is_none());
+            let last = deletes.map(|version| version.stamp).max();
+            live.retain(|version| version.value().is_none() || Some(version.stamp) >= last);
+        }
         live.sort_by_key(|version| version.dot);
 
         let mut seen = my_history;
@@ -156,6 +170,9 @@ impl Record {
 
     /// Forgets the part of `seen` that the live dots, or the rest of it, imply.
     fn drop_implied(&mut self, writers: &Writers) {
+        if is_planted(Mistake::NoHistory) {
+            self.seen = VersionVector::default();
+        }
         if self.seen.is_empty() {
             return;
         }
@@ -213,8 +230,11 @@ pub struct Side<'a> {
 
 /// Whether a key's history covers a dot, with the chains of parents taken into account.
 pub fn covers(history: &VersionVector, dot: Dot, writers: &Writers) -> bool {
-    history.get(dot.writer) >= dot.seq
-        || history.iter().any(|seen| writers.implies(seen.writer, dot))
+    let reaches = history.get(dot.writer) >= dot.seq;
+    if is_planted(Mistake::HistoryNotExpanded) {
+        return reaches;
+    }
+    reaches || history.iter().any(|seen| writers.implies(seen.writer, dot))
 }
 
 /// Counts over all keys of a replica, and the fingerprint of their values.

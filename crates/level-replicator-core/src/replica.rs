@@ -231,7 +231,7 @@ impl Replica {
         }
         let link = self.new_link();
         let full = self.sessions.len() >= self.config.links_max;
-        let mut session = Session::new(link, None, remote, now);
+        let mut session = Session::new(link, self.instance, None, remote, now);
         if full {
             session.say(&Message::Busy { retry_ms: 1_000 });
             self.flush(&mut session);
@@ -445,7 +445,7 @@ impl Replica {
             self.outputs.push_back(Output::Close(link));
             return;
         };
-        let mut session = Session::new(link, Some(address.clone()), address, now);
+        let mut session = Session::new(link, self.instance, Some(address.clone()), address, now);
         self.greet(&mut session);
         self.flush(&mut session);
         self.sessions.insert(link, session);
@@ -585,8 +585,9 @@ impl Replica {
     /// Says goodbye and ends a conversation.
     fn leave(&mut self, now: Now, link: LinkId) {
         if let Some(mut session) = self.sessions.remove(&link) {
-            session.say(&Message::Bye);
-            self.flush(&mut session);
+            if session.hello.is_some() {
+                session.say(&Message::Bye);
+            }
             self.end_session(now, session, None);
         }
     }

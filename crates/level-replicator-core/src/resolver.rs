@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::clock::{Dot, ReplicaId, Stamp};
+use crate::mistake::{Mistake, is_planted};
 use crate::record::{Key, Record, Value};
 use crate::writers::Writers;
 
@@ -124,5 +125,8 @@ pub fn siblings(key: &Key, record: &Record, writers: &Writers) -> Vec<Sibling> {
         })
         .collect();
     siblings.sort_by_key(|sibling| (sibling.stamp, sibling.dot));
+    if is_planted(Mistake::TieNotByDot) {
+        siblings.sort_by_key(|sibling| (sibling.stamp, writers.ord(sibling.dot.writer)));
+    }
     siblings
 }

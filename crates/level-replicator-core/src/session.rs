@@ -14,6 +14,7 @@ use crate::delta::{Delta, Piece};
 use crate::frame::{FrameError, FrameReader, FrameWriter, WIRE_VERSION};
 use crate::limits::{CLOCK_RANGES_MAX, CLOCK_WRITERS_MAX};
 use crate::message::{Applied, Heads, Hello, Message, encode_records};
+use crate::mistake::{Mistake, is_planted};
 use crate::packing::decode_records;
 use crate::record::{Key, Record};
 use crate::storage::Snapshot;
@@ -305,8 +306,14 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session on a link that was just made.
-    pub fn new(link: LinkId, dialed: Option<Address>, remote: Address, now: Now) -> Session {
+    /// A session of the process `instance` on a link that was just made.
+    pub fn new(
+        link: LinkId,
+        instance: u64,
+        dialed: Option<Address>,
+        remote: Address,
+        now: Now,
+    ) -> Session {
         Session {
             link,
             home: dialed.clone(),
@@ -330,7 +337,7 @@ impl Session {
             damaged: false,
             claimed: Arc::default(),
             incoming: None,
-            reader: FrameReader::default(),
+            reader: FrameReader::new(instance),
             sent: 0,
             granted: 0,
             consumed: 0,
@@ -442,6 +449,7 @@ impl Session {
             Message::Hello(_) if self.hello.is_some() => Err(Misbehavior::SecondHello.into()),
             Message::Hello(hello) => {
                 check_hello(&hello, config)?;
+                self.out.bind(hello.instance);
                 self.hello = Some(hello);
                 Ok(Step::Greet)
             }
@@ -547,7 +555,7 @@ impl Session {
         round.records.extend(records);
         round.bytes += bytes;
         round.in_parts |= round.bytes > config.atomic_budget;
-        if round.in_parts {
+        if round.in_parts || is_planted(Mistake::BatchInParts) {
             return Ok(Step::Apply(round.take(), None));
         }
         Ok(Step::Nothing)
@@ -591,6 +599,9 @@ impl Session {
 
     /// The clock of the peer's round.
     pub fn context(&self) -> Option<Arc<Clock>> {
+        if is_planted(Mistake::ClaimOfNow) && self.incoming.is_some() {
+            return Some(Arc::clone(&self.theirs));
+        }
         self.incoming
             .as_ref()
             .map(|round| Arc::clone(&round.context))

@@ -15,8 +15,9 @@ use crate::clock::{Clock, Dot, Known, Now, ReplicaId, Stamp, VersionVector, Writ
 use crate::codec::{DecodeError, Reader, put_varint};
 use crate::known_rows::{KnownRows, LoadError, put_base};
 use crate::log;
+use crate::mistake::{Mistake, is_planted};
 use crate::record::{Content, Key, Op, Record, Side, Tally, Version, decode_row, encode_row};
-use crate::storage::{Batch, Snapshot, Storage, StorageError, Table};
+use crate::storage::{Batch, Change, Snapshot, Storage, StorageError, Table};
 use crate::writers::{Descriptor, DescriptorError, WriterOrd, Writers};
 
 const META_REPLICA: &[u8] = b"replica";
@@ -49,11 +50,6 @@ pub enum StateError {
         /// The key that the entry names.
         key: Key,
     },
-    /// An earlier commit failed and what is on disk could not be read back.
-    #[error(
-        "the storage failed earlier and could not be read back; close the database and open it again"
-    )]
-    Unusable,
     /// A writer's descriptor contradicts what is known.
     #[error(transparent)]
     Descriptor(#[from] DescriptorError),
@@ -117,8 +113,6 @@ pub struct State {
     unclaimed: BTreeSet<WriterId>,
     ghosts: u64,
     commits: u64,
-    /// A commit failed and what is on disk could not be read back.
-    unusable: bool,
     /// Whether changes are described in [`Written`] and [`State::apply`]: they cost copies.
     pub observed: bool,
 }
@@ -159,7 +153,9 @@ impl State {
                     .by_ord(ord)
                     .ok_or_else(|| corrupt(Table::Meta, META_LAST_WRITER, invalid))?;
                 let writer = descriptor.writer;
-                if !closed {
+                let reopened =
+                    is_planted(Mistake::ClosedAgain) || is_planted(Mistake::WriterReused);
+                if !closed || reopened {
                     let last = log::last_seq(&*snapshot, ord)?;
                     clock.insert_range(writer, 1..=last);
                     let known = clock.get(writer).cloned().unwrap_or_default();
@@ -180,15 +176,22 @@ impl State {
             None if writers.is_empty() => Some(Tally::default()),
             None => None,
         };
-        let unclaimed = match snapshot.get(Table::Meta, META_UNCLAIMED)? {
+        let mut unclaimed = match snapshot.get(Table::Meta, META_UNCLAIMED)? {
             Some(row) => decode_meta(META_UNCLAIMED, row, decode_writer_set)?,
             None => BTreeSet::new(),
         };
+        if is_planted(Mistake::UnclaimedNotKept) {
+            unclaimed.clear();
+        }
         let ghosts = snapshot.range(Table::Pending, Bound::Unbounded, Bound::Unbounded);
         let ghosts = ghosts.count() as u64;
 
         if !batch.is_empty() {
             storage.commit(batch)?;
+        }
+        let mut current = None;
+        if is_planted(Mistake::WriterReused) {
+            current = parent.map(|last| last.writer);
         }
         Ok(State {
             storage,
@@ -196,14 +199,13 @@ impl State {
             writers: Arc::new(writers),
             clock: Arc::new(clock),
             known_rows,
-            current: None,
+            current,
             parent,
             tally_change: Tally::default(),
             tally_base,
             unclaimed,
             ghosts,
             commits: 0,
-            unusable: false,
             observed: false,
         })
     }
@@ -264,6 +266,16 @@ impl State {
         let mut batch = Batch::default();
         put_unclaimed(&mut batch, &BTreeSet::new());
         self.commit(batch)?;
+        if is_planted(Mistake::GapsClosedByTime) {
+            for &writer in &self.unclaimed {
+                let last = self
+                    .clock
+                    .get(writer)
+                    .and_then(|known| known.ranges().last());
+                let last = last.map_or(0, |range| *range.end());
+                Arc::make_mut(&mut self.clock).insert_range(writer, 1..=last);
+            }
+        }
         self.unclaimed.clear();
         Ok(())
     }
@@ -286,7 +298,6 @@ impl State {
     /// Writes operations as one. Of several operations on one key the last counts; a delete of a key
     /// without a value writes nothing. `random` names a new writer if this is the first write.
     pub fn write(&mut self, now: Now, ops: &[Op], random: u64) -> Result<Written, StateError> {
-        self.check_usable()?;
         let (writer, writers) = match self.current {
             Some(writer) => (writer, Arc::clone(&self.writers)),
             None => self.with_new_writer(WriterId(random))?,
@@ -311,7 +322,13 @@ impl State {
                 stamp,
                 content,
             };
-            let new = old.superseded_by(version, &writers);
+            let mut new = old.superseded_by(version, &writers);
+            if is_planted(Mistake::TombstoneDropped)
+                && matches!(op, Op::Delete(_))
+                && new.seen.is_empty()
+            {
+                new = Record::default();
+            }
             edit.replace(key, &old, &new);
             written.first.get_or_insert(dot);
             written.last = Some(dot);
@@ -374,7 +391,6 @@ impl State {
         context: &Clock,
         mut reach: Reach<'_>,
     ) -> Result<Joined, StateError> {
-        self.check_usable()?;
         let writers = Arc::clone(&self.writers);
         let mut edit = Edit::new(&writers, self.tally_change);
         let mut outcome = Joined::default();
@@ -407,10 +423,19 @@ impl State {
                 clock: context,
             };
             let new = Record::join(mine, remote, &writers);
-            theirs
-                .live
-                .iter()
-                .for_each(|version| added.insert(version.dot));
+            for version in &theirs.live {
+                let dot = version.dot;
+                added.insert(dot);
+                if is_planted(Mistake::ClockPerEntry) {
+                    added.insert_range(dot.writer, 1..=dot.seq);
+                }
+                if is_planted(Mistake::ParentsInferred)
+                    && let Some(descriptor) = writers.get(dot.writer)
+                    && let Some(parent) = descriptor.parent
+                {
+                    added.insert_range(parent.writer, 1..=parent.seq);
+                }
+            }
             if new != old {
                 own_dot_died |= old.live.iter().any(|version| {
                     Some(version.dot.writer) == self.current && !new.holds(version.dot)
@@ -423,21 +448,32 @@ impl State {
             joined.insert(key, new);
         }
 
+        if is_planted(Mistake::ClockPerWriter) {
+            for (writer, known) in context.iter() {
+                if added.get(writer).is_some() {
+                    added.set(writer, known.clone());
+                }
+            }
+        }
         // The clock comes last: it must never promise a write that is not yet applied.
         let unclaimed = self.unclaimed_after(&added, context, reach);
+        let mut growth = Growth::default();
         if let Reach::Snapshot(_) = reach {
-            self.grow_clock(&mut edit, context, true);
+            growth = self.grow_clock(&mut edit, context, true);
             if let Err(error) = self.forget_ghosts(&mut edit, &joined) {
-                self.read_clock_back();
+                self.take_back(growth);
                 return Err(error);
             }
-        } else {
-            self.grow_clock(&mut edit, &added, false);
+        } else if !is_planted(Mistake::NoHoles) {
+            growth = self.grow_clock(&mut edit, &added, false);
         }
         if unclaimed != self.unclaimed {
             put_unclaimed(&mut edit.batch, &unclaimed);
         }
-        if own_dot_died && let Some(writer) = self.current {
+        if own_dot_died
+            && !is_planted(Mistake::BaseNotKept)
+            && let Some(writer) = self.current
+        {
             // The log no longer ends with our last write, so the next open could not recover it.
             let base = self.clock.get(writer).map_or(0, Known::base);
             let ord = edit.ord(writer);
@@ -450,11 +486,16 @@ impl State {
             ghosts,
             ..
         } = edit;
-        if !batch.is_empty() {
-            self.commit_grown(batch)?;
+        if !batch.is_empty()
+            && let Err(error) = self.commit(batch)
+        {
+            self.take_back(growth);
+            return Err(error.into());
         }
         self.unclaimed = unclaimed;
-        self.tally_change = tally;
+        if !is_planted(Mistake::TallyNotUpdated) {
+            self.tally_change = tally;
+        }
         self.ghosts = self.ghosts.wrapping_add(ghosts);
         Ok(outcome)
     }
@@ -510,8 +551,12 @@ impl State {
     ) -> BTreeSet<WriterId> {
         let mut unclaimed = self.unclaimed.clone();
         let whole = match reach {
+            Reach::Part if is_planted(Mistake::BatchInParts) => return unclaimed,
             Reach::Part => None,
             Reach::Writer(writer) => Some(writer),
+            Reach::Snapshot(_) if is_planted(Mistake::UnclaimedForgotten) => {
+                return self.unclaimed_after_claim(context, &[]);
+            }
             Reach::Snapshot(theirs) => return self.unclaimed_after_claim(context, theirs),
         };
         let news = added.iter().filter(|(writer, known)| {
@@ -536,23 +581,39 @@ impl State {
         unclaimed
     }
 
-    /// Adds `news` to the clock, with the rows for it.
-    fn grow_clock(&mut self, edit: &mut Edit<'_>, news: &Clock, whole: bool) {
+    /// Adds `news` to the clock, with the rows for it; answers what to take back if they cannot be
+    /// committed.
+    fn grow_clock(&mut self, edit: &mut Edit<'_>, news: &Clock, whole: bool) -> Growth {
+        let mut growth = Growth {
+            added: Clock::default(),
+            rows: self.known_rows.clone(),
+        };
         let known_already = |(writer, known): &(WriterId, &Known)| {
             self.clock.covers_writer(*writer, known) && !whole
         };
         let grown: Vec<_> = news.iter().filter(|entry| !known_already(entry)).collect();
         if grown.is_empty() {
-            return;
+            return growth;
         }
         let clock = Arc::make_mut(&mut self.clock);
         for (writer, news) in grown {
             let ord = edit.ord(writer);
-            if whole && clock.covers_writer(writer, news) && !self.known_rows.has_blocks(ord) {
+            // Rows that the base has passed go once no gap is left; a gap that stays costs nothing.
+            let is_gapless = clock
+                .get(writer)
+                .is_some_and(|known| known.ahead_len() == 0);
+            let has_passed_rows = is_gapless && self.known_rows.has_blocks(ord);
+            if whole && clock.covers_writer(writer, news) && !has_passed_rows {
                 continue;
             }
-            news.ranges()
-                .for_each(|range| clock.insert_range(writer, range));
+            let fresh = match clock.get(writer) {
+                Some(known) => news.difference(known),
+                None => news.ranges().collect(),
+            };
+            for range in fresh {
+                growth.added.insert_range(writer, range.clone());
+                clock.insert_range(writer, range);
+            }
             let Some(known) = clock.get(writer) else {
                 continue;
             };
@@ -562,40 +623,48 @@ impl State {
                 self.known_rows.put_added(&mut edit.batch, ord, known, news);
             }
         }
+        growth
     }
 
-    fn commit(&mut self, batch: Batch) -> Result<(), StorageError> {
+    /// Makes the clock what it was before it grew.
+    fn take_back(&mut self, growth: Growth) {
+        Arc::make_mut(&mut self.clock).remove(&growth.added);
+        self.known_rows = growth.rows;
+    }
+
+    fn commit(&mut self, mut batch: Batch) -> Result<(), StorageError> {
+        if is_planted(Mistake::LogApart) {
+            batch = self.commit_apart(batch, |table| table != Table::Log)?;
+        }
+        if is_planted(Mistake::ClockApart) {
+            batch = self.commit_apart(batch, |table| table == Table::Clock)?;
+        }
         self.storage.commit(batch)?;
         self.commits += 1;
         Ok(())
     }
 
-    /// Commits a batch for which the clock in memory has grown already.
-    fn commit_grown(&mut self, batch: Batch) -> Result<(), StateError> {
-        let outcome = self.commit(batch);
-        if outcome.is_err() {
-            self.read_clock_back();
-        }
-        Ok(outcome?)
-    }
-
-    /// Takes back what the clock in memory has grown by but the disk has not.
-    fn read_clock_back(&mut self) {
-        let own = self.current.and_then(|writer| {
-            let known = self.clock.get(writer)?;
-            Some((writer, known.base()))
-        });
-        match KnownRows::load(&*self.storage.snapshot(), &self.writers) {
-            Ok((rows, mut clock)) => {
-                if let Some((writer, base)) = own {
-                    clock.insert_range(writer, 1..=base);
-                }
-                self.known_rows = rows;
-                self.clock = Arc::new(clock);
+    /// Commits the changes of some tables by themselves and returns the others: the work of a
+    /// [`Mistake`].
+    fn commit_apart(
+        &self,
+        batch: Batch,
+        is_first: impl Fn(Table) -> bool,
+    ) -> Result<Batch, StorageError> {
+        let (mut first, mut rest) = (Batch::default(), Batch::default());
+        for Change { table, key, value } in batch.into_changes() {
+            let part = if is_first(table) {
+                &mut first
+            } else {
+                &mut rest
+            };
+            match value {
+                Some(value) => part.put(table, key, value),
+                None => part.remove(table, key),
             }
-            // What is on disk cannot be told: nothing may be promised or changed until a new open.
-            Err(_) => self.unusable = true,
         }
+        self.storage.commit(first)?;
+        Ok(rest)
     }
 
     /// Drops the histories that the clock, grown by a claim, now covers.
@@ -626,13 +695,14 @@ impl State {
         }
         Ok(())
     }
+}
 
-    fn check_usable(&self) -> Result<(), StateError> {
-        if self.unusable {
-            return Err(StateError::Unusable);
-        }
-        Ok(())
-    }
+/// What the clock in memory has grown by for a commit.
+#[derive(Default)]
+struct Growth {
+    added: Clock,
+    /// What the rows on disk were before.
+    rows: KnownRows,
 }
 
 /// The rows that one commit changes, and what they do to the sums over all keys.

@@ -239,7 +239,6 @@ impl From<StateError> for Error {
     fn from(error: StateError) -> Self {
         match error {
             StateError::Storage(error) => Error::Storage(error),
-            StateError::Unusable => Error::Storage(StorageError::new("go on", error)),
             damaged => Error::Corrupt(damaged),
         }
     }

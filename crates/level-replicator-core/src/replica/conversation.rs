@@ -16,6 +16,7 @@ use crate::limits::{
     UNCLAIMED_PER_MESSAGE,
 };
 use crate::message::{Hello, Message};
+use crate::mistake::{Mistake, is_planted};
 use crate::record::{Key, Record};
 use crate::replica::Output;
 use crate::session::{
@@ -125,7 +126,8 @@ impl Replica {
             return false;
         };
         let equal = ours.clock_digest == hello.clock_digest;
-        if equal && ours.settled && hello.settled {
+        let settled = ours.settled && hello.settled || is_planted(Mistake::SettledByClock);
+        if equal && settled {
             let digests = ours.state_digest.zip(hello.state_digest);
             if ours.whole && hello.whole && digests.is_some_and(|(ours, theirs)| ours != theirs) {
                 self.outputs
@@ -135,6 +137,12 @@ impl Replica {
             session.know(clock);
             session.push = true;
         } else {
+            if is_planted(Mistake::RememberedClock)
+                && let Some(peer) = session.home.as_ref().and_then(|home| self.peers.get(home))
+                && let Some(heard) = &peer.heard
+            {
+                session.know(Arc::clone(heard));
+            }
             self.begin_round(now, session, false, None);
         }
         true
@@ -213,6 +221,7 @@ impl Replica {
             return Err(Misbehavior::NoRound.into());
         };
         let reach = match &end {
+            None if is_planted(Mistake::ClaimBeforeApply) => Reach::Snapshot(&[]),
             None | Some(End::Yield(None)) => Reach::Part,
             Some(End::Yield(Some(writer))) => Reach::Writer(*writer),
             Some(End::Claim(unclaimed)) => Reach::Snapshot(unclaimed),
@@ -386,7 +395,11 @@ impl Replica {
         });
     }
 
-    fn begin_streaming(&mut self, session: &mut Session, round: Round) {
+    fn begin_streaming(&mut self, session: &mut Session, mut round: Round) {
+        if is_planted(Mistake::LiveLog) {
+            round.snapshot = self.state.storage().snapshot();
+            round.writers = Arc::clone(self.state.writers());
+        }
         if !round.clock.is_empty() {
             self.say_writers(session, &round.writers);
         }
@@ -436,16 +449,20 @@ impl Replica {
         }
 
         let damage = delta.take_damage();
+        let damage = damage.filter(|_| !is_planted(Mistake::DamageSkipped));
         let rest_is_known = match round.only {
+            _ if is_planted(Mistake::PushClaimsAll) => true,
             None => true,
             Some(only) => (round.clock.iter())
                 .filter(|(writer, _)| *writer != only)
                 .all(|(writer, known)| session.theirs.covers_writer(writer, known)),
         };
-        let complete = damage.is_none() && !too_long;
+        let in_time = !too_long || is_planted(Mistake::YieldAsClaim);
+        let complete = damage.is_none() && in_time;
         session.owes_claim = !(complete && rest_is_known);
         if session.owes_claim {
-            let whole = round.only.filter(|_| complete && delta.is_gapless());
+            let gapless = delta.is_gapless() || is_planted(Mistake::WholeThoughReplaced);
+            let whole = round.only.filter(|_| complete && gapless);
             session.say(&Message::Yield { whole });
             // Damage does not pass by itself, so trying again at once would be in vain.
             let pause = match &damage {

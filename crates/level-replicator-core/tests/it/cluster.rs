@@ -494,8 +494,16 @@ impl Cluster {
             let contents = self.contents(node).into_iter();
             contents.map(|(key, record)| (key, record.live)).collect()
         };
+        let shown = |node: usize| -> Vec<_> {
+            let writers = self.state(node).writers();
+            let contents = self.contents(node).into_iter();
+            contents
+                .map(|(key, record)| Resolver::default().resolve(&key, &record, writers))
+                .collect()
+        };
         for &node in &running {
             self.assert_whole(node);
+            assert_eq!(shown(node), shown(running[0]), "node {node} shows others");
             assert_eq!(
                 live(node),
                 live(running[0]),

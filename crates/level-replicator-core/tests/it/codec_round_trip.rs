@@ -273,6 +273,40 @@ fn a_record_larger_than_a_frame_comes_out_of_its_fragments() {
     assert_eq!(decode_records(joined.into()).as_ref(), Ok(records));
 }
 
+/// Keys of one byte in one batch, without values: each takes three bytes after the first.
+#[test]
+fn the_smallest_records_survive_the_round_trip_however_many_they_are() {
+    let stamped = |seq: u64, version: Version| Version {
+        dot: dot(1, seq),
+        stamp: Stamp::from_micros(7),
+        ..version
+    };
+    for smallest in [put(1, 1, b""), delete(1, 1)] {
+        let records = (1..=255).map(|byte| {
+            let version = stamped(u64::from(byte), smallest.clone());
+            (Key::from(vec![byte]), record(&[version], &[]))
+        });
+        let message = Message::Records(records.collect());
+        assert_eq!(through_a_frame(&message), message);
+    }
+}
+
+#[test]
+fn a_number_after_the_greatest_is_not_the_next() {
+    let records = [u64::MAX, 1].map(|seq| {
+        let version = Version {
+            dot: dot(1, seq),
+            ..put(1, 1, b"value")
+        };
+        (
+            Key::copy_from_slice(&seq.to_be_bytes()),
+            record(&[version], &[]),
+        )
+    });
+    let message = Message::Records(records.to_vec());
+    assert_eq!(through_a_frame(&message), message);
+}
+
 #[test]
 fn descriptors_survive_the_round_trip() {
     for descriptor in descriptors() {

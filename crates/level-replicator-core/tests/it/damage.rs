@@ -33,7 +33,7 @@ fn storage_errors(cluster: &mut Cluster, node: usize) -> usize {
 }
 
 #[test]
-fn a_damaged_record_at_the_sender_is_not_sent_and_not_tried_again_at_once() {
+pub(crate) fn a_damaged_record_at_the_sender_is_not_sent_and_not_tried_again_at_once() {
     let mut cluster = Cluster::new(2);
     for key in ["a", "damaged", "z"] {
         cluster.put(0, key, "a value of some length");
@@ -48,6 +48,8 @@ fn a_damaged_record_at_the_sender_is_not_sent_and_not_tried_again_at_once() {
         assert!(cluster.get(1, key).is_some(), "{key} was not sent");
     }
     assert_eq!(cluster.get(1, "damaged"), None);
+    let promised = cluster.state(1).clock().covers(cluster.state(0).clock());
+    assert!(!promised, "it was claimed all the same");
     assert!((1..5).contains(&storage_errors(&mut cluster, 0)));
     assert!(
         cluster.node(0).sends < 60,

@@ -88,8 +88,10 @@ impl Scene {
     }
 
     fn frame(&mut self, message: &Message) -> Vec<u8> {
-        let (writer, _) = self.streams.entry(self.link).or_default();
+        let instance = self.replica.instance();
+        let (writer, _) = self.stream(self.link);
         message.encode(writer);
+        writer.bind(instance);
         writer.take()
     }
 
@@ -119,12 +121,18 @@ impl Scene {
     }
 
     fn hear(&mut self, link: LinkId, bytes: &[u8]) {
-        let (_, reader) = self.streams.entry(link).or_default();
+        let (_, reader) = self.stream(link);
         reader.push(bytes);
+        let mut said = Vec::new();
         while let Some(frame) = reader.next_frame().expect("we send good frames") {
-            self.said
-                .push(Message::decode(frame).expect("we send good messages"));
+            said.push(Message::decode(frame).expect("we send good messages"));
         }
+        self.said.append(&mut said);
+    }
+
+    fn stream(&mut self, link: LinkId) -> &mut (FrameWriter, FrameReader) {
+        let new = || (FrameWriter::default(), FrameReader::new(hello().instance));
+        self.streams.entry(link).or_insert_with(new)
     }
 
     /// The link ended with one error, and nothing that is stored has changed.

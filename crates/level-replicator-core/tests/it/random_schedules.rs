@@ -44,7 +44,7 @@ impl Chance {
 }
 
 /// One run.
-struct Run {
+pub(crate) struct Run {
     chance: Chance,
     cluster: Cluster,
     history: History,
@@ -67,7 +67,7 @@ struct Run {
 const NODES_MAX: usize = 6;
 
 impl Run {
-    fn new(seed: u64) -> Run {
+    pub(crate) fn new(seed: u64) -> Run {
         let mut chance = Chance(seed);
         let config = Config {
             idle_interval: Duration::from_millis(500),
@@ -77,6 +77,7 @@ impl Run {
             relay_delay: Duration::from_millis(chance.of(&[0, 20])),
             atomic_budget: chance.of(&[0, 200, 100_000, 1 << 20]),
             window: chance.of(&[1, 70_000, 1 << 20]),
+            round_time: Duration::from_millis(if seed % 4 == 1 { 3 } else { 10_000 }),
             ..Config::default()
         };
         let nodes = 2 + chance.below(4);
@@ -125,7 +126,12 @@ impl Run {
         if self.chance.percent(50) {
             self.cluster.scan_tally(node);
         }
-        self.clocks[node] = Clock::clone(self.cluster.state(node).clock());
+        let clock = self.cluster.state(node).clock();
+        assert!(
+            clock.covers(&self.clocks[node]),
+            "node {node} forgot what its disk knew"
+        );
+        self.clocks[node] = Clock::clone(clock);
     }
 
     fn introduce(&mut self, node: usize) {
@@ -136,7 +142,7 @@ impl Run {
         }
     }
 
-    fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         let steps = 30 + self.chance.below(90);
         for _ in 0..steps {
             self.step();
@@ -303,6 +309,7 @@ impl Run {
             self.cluster.kill(node);
         }
         self.down.insert(node, disk.fork());
+        self.clocks[node] = Clock::default();
         self.start(node);
     }
 

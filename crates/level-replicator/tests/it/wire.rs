@@ -14,6 +14,9 @@ use crate::common::PATIENCE;
 const PATTERN: &str = "Noise_XXpsk0_25519_AESGCM_SHA256";
 const PROLOGUE: &[u8] = b"level-replicator 1";
 
+/// The random number of the process that speaks here.
+const INSTANCE: u64 = 7;
+
 /// The key of the handshake in a cluster without a secret.
 pub(crate) fn open_key(cluster: &str) -> [u8; 32] {
     let open = blake3::derive_key("level-replicator 2026-11 open cluster", cluster.as_bytes());
@@ -26,6 +29,8 @@ pub(crate) struct Wire {
     transport: TransportState,
     frames: FrameReader,
     said: FrameWriter,
+    /// What the peer said first, until it is heard.
+    greeting: Option<Message>,
 }
 
 impl Wire {
@@ -58,14 +63,20 @@ impl Wire {
                     .expect("an answer that fits");
             }
         }
-        Ok(Wire {
+        let mut wire = Wire {
             stream,
             transport: handshake
                 .into_transport_mode()
                 .expect("a finished handshake"),
-            frames: FrameReader::default(),
+            frames: FrameReader::new(INSTANCE),
             said: FrameWriter::default(),
-        })
+            greeting: None,
+        };
+        wire.greeting = wire.hear();
+        if let Some(Message::Hello(hello)) = &wire.greeting {
+            wire.said.bind(hello.instance);
+        }
+        Ok(wire)
     }
 
     /// Says a message.
@@ -105,6 +116,9 @@ impl Wire {
 
     /// The next message; `None` when the peer has closed the link.
     pub(crate) fn hear(&mut self) -> Option<Message> {
+        if let Some(greeting) = self.greeting.take() {
+            return Some(greeting);
+        }
         loop {
             if let Some(frame) = self.frames.next_frame().expect("replicas send frames") {
                 return Some(Message::decode(frame).expect("replicas send messages"));
@@ -158,7 +172,7 @@ pub(crate) fn hello(cluster: &str) -> Hello {
         version_max: WIRE_VERSION,
         cluster: cluster.to_owned(),
         replica: ReplicaId([7; 16]),
-        instance: 7,
+        instance: INSTANCE,
         clock_digest: Clock::default().digest(),
         state_digest: None,
         whole: true,

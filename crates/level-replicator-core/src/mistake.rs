@@ -1,0 +1,133 @@
+//! Mistakes to make on purpose, so that tests can show that they would be noticed.
+//!
+//! The rule: none of this happens in production. Without the feature `mistakes` nothing can be
+//! planted, `is_planted` is the constant `false`, and the compiler removes every branch that asks.
+//! With it, `plant` makes the code of the calling thread wrong in one small way that somebody might
+//! get wrong, and a checker that stays silent is itself at fault.
+
+#[cfg(feature = "mistakes")]
+use std::cell::Cell;
+
+/// Lists the mistakes once: what is done wrong, the variant, and its name.
+macro_rules! mistakes {
+    ($($(#[$doc:meta])+ $mistake:ident = $name:literal,)+) => {
+        /// Something that is done wrong on purpose.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Mistake {
+            $($(#[$doc])+ $mistake,)+
+        }
+
+        impl Mistake {
+            /// Every mistake.
+            pub const ALL: &[Mistake] = &[$(Mistake::$mistake),+];
+
+            /// What it is called on a command line.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Mistake::$mistake => $name),+
+                }
+            }
+        }
+    };
+}
+
+mistakes! {
+    /// A part of a round makes known all that its sender knows of the writers in it.
+    ClockPerWriter = "clock-per-writer",
+    /// A write that is applied makes all earlier ones of its writer known.
+    ClockPerEntry = "clock-per-entry",
+    /// What a writer is known to have written makes its parent's writes known.
+    ParentsInferred = "parents-inferred",
+    /// Records that were applied before the end of their round do not become known.
+    NoHoles = "no-holes",
+    /// The first part of a round makes all of it known.
+    ClaimBeforeApply = "claim-before-apply",
+    /// A claim makes known what its sender knows by now, not what its snapshot knew.
+    ClaimOfNow = "claim-of-now",
+    /// A round streams what is there when its turn comes, not its snapshot.
+    LiveLog = "live-log",
+    /// A push passes over records that hold another writer's write first, and claims them.
+    PushPassesSiblings = "push-passes-siblings",
+    /// A push claims also what others wrote and the peer does not know.
+    PushClaimsAll = "push-claims-all",
+    /// A round that ran out of time claims.
+    YieldAsClaim = "yield-as-claim",
+    /// A record that cannot be read is passed over, and claimed.
+    DamageSkipped = "damage-skipped",
+    /// What was heard of a peer in an earlier conversation counts as heard in this one.
+    RememberedClock = "remembered-clock",
+    /// A key forgets all but its live writes.
+    NoHistory = "no-history",
+    /// The history with which a record is joined does not hold its live writes.
+    LiveNotInHistory = "live-not-in-history",
+    /// A history does not imply the writes of its writers' parents.
+    HistoryNotExpanded = "history-not-expanded",
+    /// Of concurrent writes only the latest stays.
+    SiblingsDropped = "siblings-dropped",
+    /// A delete removes the concurrent puts with an earlier stamp.
+    DeleteWins = "delete-wins",
+    /// A delete leaves nothing behind.
+    TombstoneDropped = "tombstone-dropped",
+    /// A stamp is what the clock says, even if that is before what is replaced.
+    StampNotAfter = "stamp-not-after",
+    /// Between equal stamps the order in which writers were met decides.
+    TieNotByDot = "tie-not-by-dot",
+    /// An open goes on with the writer of the process before.
+    WriterReused = "writer-reused",
+    /// Each open closes the last writer again, over the gaps that it has by then.
+    ClosedAgain = "closed-again",
+    /// How far the own writer came is not written down when its last live write dies.
+    BaseNotKept = "base-not-kept",
+    /// Waiting in vain for a claim fills the gaps that it would have filled.
+    GapsClosedByTime = "gaps-closed-by-time",
+    /// The log keeps the entries of writes that were replaced.
+    LogNotTrimmed = "log-not-trimmed",
+    /// The log is committed after the records.
+    LogApart = "log-apart",
+    /// The clock is committed before the records.
+    ClockApart = "clock-apart",
+    /// A join leaves the counts and the digest as they were.
+    TallyNotUpdated = "tally-not-updated",
+    /// Records are applied as they come, and nobody is told that half a batch may show.
+    BatchInParts = "batch-in-parts",
+    /// Half a batch that the sender of a claim may hold is taken for whole.
+    UnclaimedForgotten = "unclaimed-forgotten",
+    /// An open forgets of whom half a batch may be held.
+    UnclaimedNotKept = "unclaimed-not-kept",
+    /// Equal clocks are enough to part, even if one side waits for a claim.
+    SettledByClock = "settled-by-clock",
+    /// A push calls its author's batches whole though parts of them have been replaced.
+    WholeThoughReplaced = "whole-though-replaced",
+}
+
+impl Mistake {
+    /// The mistake with a name.
+    pub fn by_name(name: &str) -> Option<Mistake> {
+        let mut all = Mistake::ALL.iter().copied();
+        all.find(|mistake| mistake.name() == name)
+    }
+}
+
+#[cfg(feature = "mistakes")]
+thread_local! {
+    static PLANTED: Cell<Option<Mistake>> = const { Cell::new(None) };
+}
+
+/// Makes everything that runs on this thread from now on make one mistake, or none.
+#[cfg(feature = "mistakes")]
+pub fn plant(mistake: Option<Mistake>) {
+    PLANTED.set(mistake);
+}
+
+/// Whether a mistake is to be made here.
+#[cfg(feature = "mistakes")]
+pub(crate) fn is_planted(mistake: Mistake) -> bool {
+    PLANTED.get() == Some(mistake)
+}
+
+/// Whether a mistake is to be made here: never.
+#[cfg(not(feature = "mistakes"))]
+#[inline(always)]
+pub(crate) const fn is_planted(_: Mistake) -> bool {
+    false
+}

@@ -18,6 +18,14 @@ test:
 schedules from="0" to="20000":
     LEVEL_SEEDS={{from}}..{{to}} cargo test --release -p level-replicator-core --test it random_schedules
 
+# Kill a replica with SIGKILL while it writes and talks with two peers
+kills count="1000":
+    LEVEL_KILLS={{count}} cargo test --release -p level-replicator --test it killed:: -- --nocapture
+
+# Bytes that nobody meant, for everything that reads a peer or the disk: 30 seconds a target
+fuzz *arguments:
+    cargo run --profile fuzz -p level-replicator-fuzz -- {{arguments}}
+
 # Write the golden files anew, after a change of a format that is meant
 golden:
     UPDATE_GOLDEN=1 cargo test -p level-replicator-core --test it wire_golden

@@ -253,12 +253,16 @@ impl Known {
     pub fn difference(&self, other: &Known) -> Vec<RangeInclusive<u64>> {
         let mut missing = Vec::new();
         for range in self.ranges() {
-            let mut first = (*range.start()).max(other.base.saturating_add(1));
+            let Some(above_base) = other.base.checked_add(1) else {
+                break;
+            };
+            let mut first = (*range.start()).max(above_base);
             let last = *range.end();
             if first > last {
                 continue;
             }
             let reaching = other.ahead.range(..first).next_back().into_iter();
+            let mut is_known_to_its_end = false;
             for (&start, &end) in reaching.chain(other.ahead.range(first..=last)) {
                 if end < first {
                     continue;
@@ -266,9 +270,10 @@ impl Known {
                 if start > first {
                     missing.push(first..=start - 1);
                 }
+                is_known_to_its_end = end >= last;
                 first = end.saturating_add(1);
             }
-            if first <= last {
+            if !is_known_to_its_end {
                 missing.push(first..=last);
             }
         }

@@ -48,7 +48,7 @@ pub const HEADS_PER_MESSAGE: usize = 8_192;
 /// Writers in a peer's clock: one for each time that a replica was opened and written to, ever.
 pub const CLOCK_WRITERS_MAX: usize = 1 << 20;
 
-/// Ranges ahead of the base in a peer's clock, for one writer: gaps arise while a catch-up that was
+/// Ranges ahead of the bases in a peer's clock, over all writers: gaps arise while a catch-up that was
 /// cut waits to be continued, at most one for each write of the writer that still counts.
 pub const CLOCK_RANGES_MAX: usize = 1 << 24;
 

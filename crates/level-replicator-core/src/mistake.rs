@@ -10,11 +10,11 @@ use std::cell::Cell;
 
 /// Lists the mistakes once: what is done wrong, the variant, and its name.
 macro_rules! mistakes {
-    ($($(#[$doc:meta])+ $mistake:ident = $name:literal,)+) => {
+    ($($(#[doc = $doc:literal])+ $mistake:ident = $name:literal,)+) => {
         /// Something that is done wrong on purpose.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Mistake {
-            $($(#[$doc])+ $mistake,)+
+            $($(#[doc = $doc])+ $mistake,)+
         }
 
         impl Mistake {
@@ -25,6 +25,13 @@ macro_rules! mistakes {
             pub fn name(self) -> &'static str {
                 match self {
                     $(Mistake::$mistake => $name),+
+                }
+            }
+
+            /// What is done wrong, in a sentence.
+            pub fn about(self) -> &'static str {
+                match self {
+                    $(Mistake::$mistake => concat!($($doc),+).trim_start()),+
                 }
             }
         }
@@ -54,6 +61,18 @@ mistakes! {
     YieldAsClaim = "yield-as-claim",
     /// A record that cannot be read is passed over, and claimed.
     DamageSkipped = "damage-skipped",
+    /// A damaged record here is passed over in one part of a round, and the claim after it is taken.
+    ClaimOverDamage = "claim-over-damage",
+    /// A frame is taken wherever it stands on its link.
+    FramesUnnumbered = "frames-unnumbered",
+    /// A frame is taken whoever it was said to.
+    FramesForAnybody = "frames-for-anybody",
+    /// After a commit that failed the clock stays what it would be.
+    ClockNotTakenBack = "clock-not-taken-back",
+    /// What came of a round that was cut changes readers' view without an event.
+    CutRoundUntold = "cut-round-untold",
+    /// The rows of a gap that stays are written again with every claim.
+    GapsWrittenAgain = "gaps-written-again",
     /// What was heard of a peer in an earlier conversation counts as heard in this one.
     RememberedClock = "remembered-clock",
     /// A key forgets all but its live writes.

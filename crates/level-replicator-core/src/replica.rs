@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use self::conversation::check_writers;
+use self::conversation::{check_dots, check_writers};
 use crate::address::Address;
 use crate::clock::{Dot, Now, ReplicaId, micros};
 use crate::config::Config;
 use crate::event::{Discovery, Event, Origin, Peer};
 use crate::limits::RECORDS_FRAME_TARGET;
 use crate::message::Message;
+use crate::mistake::{Mistake, is_planted};
 use crate::peers::{PeerTable, digest};
 use crate::record::Op;
 use crate::scheduler::WriteVelocity;
@@ -567,9 +568,18 @@ impl Replica {
             let known = check_writers(self.state.writers(), &records, None);
             let own = self.check_own_writes(&context);
             if known.is_ok()
+                && check_dots(&records).is_ok()
                 && own.is_ok()
-                && self.state.apply(records, &context, Reach::Part).is_ok()
+                && let Ok(joined) = self.state.apply(records, &context, Reach::Part)
             {
+                if let Some(replica) = session.replica()
+                    && !is_planted(Mistake::CutRoundUntold)
+                {
+                    self.tell_changes(joined.changed, Origin::Peer(replica));
+                }
+                if let Some(damage) = joined.damage {
+                    self.report_damage(now, &mut session, &damage);
+                }
                 self.offer_on(now);
             }
         }

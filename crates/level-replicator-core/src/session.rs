@@ -115,6 +115,9 @@ pub enum Misbehavior {
     /// A record holds a write that the round's clock does not.
     #[error("a record holds a write that its sender's clock does not know")]
     UnknownDot,
+    /// One write is live under two keys.
+    #[error("it sent one write under two keys")]
+    DotUnderTwoKeys,
     /// A writer is named that was not described.
     #[error("it named a writer that it had not described")]
     UnknownWriter,
@@ -221,6 +224,8 @@ struct Incoming {
     bytes: usize,
     /// The round outgrew the atomic budget: its records are applied as they come.
     in_parts: bool,
+    /// A record of the round was passed over, because ours is damaged.
+    passed_over: bool,
     fragments: Vec<u8>,
 }
 
@@ -293,6 +298,8 @@ pub struct Session {
     pub damaged: bool,
     /// The clock of the last round that we claimed.
     pub claimed: Arc<Clock>,
+    /// How many ranges ahead of a base the peer's clock has, over all writers.
+    theirs_ranges: usize,
     incoming: Option<Incoming>,
     reader: FrameReader,
     sent: u64,
@@ -302,6 +309,7 @@ pub struct Session {
     granted_us: u64,
     started_us: u64,
     heard_us: u64,
+    awaiting_us: Option<u64>,
     news_us: u64,
 }
 
@@ -336,6 +344,7 @@ impl Session {
             skew_told: false,
             damaged: false,
             claimed: Arc::default(),
+            theirs_ranges: 0,
             incoming: None,
             reader: FrameReader::new(instance),
             sent: 0,
@@ -345,6 +354,7 @@ impl Session {
             granted_us: now.steady_us,
             started_us: now.steady_us,
             heard_us: now.steady_us,
+            awaiting_us: None,
             news_us: now.steady_us,
         }
     }
@@ -484,11 +494,15 @@ impl Session {
         if heads.0.is_empty() {
             return Ok(());
         }
+        let ranges = |clock: &Clock| -> usize {
+            let known = heads.0.iter().filter_map(|head| clock.get(head.writer));
+            known.map(Known::ahead_len).sum()
+        };
+        let before = ranges(&self.theirs);
         let theirs = Arc::make_mut(&mut self.theirs);
         heads.update(theirs);
-        let ranges = heads.0.iter().filter_map(|head| theirs.get(head.writer));
-        let too_many = ranges.map(Known::ahead_len).max() > Some(CLOCK_RANGES_MAX);
-        if too_many || theirs.len() > CLOCK_WRITERS_MAX {
+        self.theirs_ranges = (self.theirs_ranges + ranges(theirs)).saturating_sub(before);
+        if self.theirs_ranges > CLOCK_RANGES_MAX || theirs.len() > CLOCK_WRITERS_MAX {
             return Err(Misbehavior::OversizedClock);
         }
         Ok(())
@@ -496,6 +510,7 @@ impl Session {
 
     /// Notes what the peer knows without its having to tell.
     pub fn know(&mut self, theirs: Arc<Clock>) {
+        self.theirs_ranges = theirs.iter().map(|(_, known)| known.ahead_len()).sum();
         self.theirs = theirs;
         self.hear();
     }
@@ -589,8 +604,11 @@ impl Session {
         if !round.fragments.is_empty() {
             return Err(Misbehavior::NoRound.into());
         }
-        // What was applied in parts was not whole while it came.
+        // What was applied in parts was not whole while it came, and what was passed over is missing.
         let end = match end {
+            End::Claim(_) if round.passed_over && !is_planted(Mistake::ClaimOverDamage) => {
+                End::Yield(None)
+            }
             End::Yield(_) if round.in_parts => End::Yield(None),
             end => end,
         };
@@ -605,6 +623,13 @@ impl Session {
         self.incoming
             .as_ref()
             .map(|round| Arc::clone(&round.context))
+    }
+
+    /// A record of the peer's round could not be taken.
+    pub fn pass_over(&mut self) {
+        if let Some(round) = &mut self.incoming {
+            round.passed_over = true;
+        }
     }
 
     /// The peer's round is over.
@@ -649,7 +674,9 @@ impl Session {
             return due;
         }
         if self.awaits_peer() {
-            let stalled = self.heard_us.saturating_add(micros(config.stall_timeout));
+            let stalled = self
+                .silent_since()
+                .saturating_add(micros(config.stall_timeout));
             stalled.min(self.round_ends_us(config))
         } else {
             self.news_us.saturating_add(micros(config.linger))
@@ -676,7 +703,7 @@ impl Session {
         let (since, limit) = if self.hello.is_none() {
             (self.started_us, config.hello_timeout)
         } else if self.awaits_peer() {
-            (self.heard_us, config.stall_timeout)
+            (self.silent_since(), config.stall_timeout)
         } else {
             return None;
         };
@@ -702,6 +729,21 @@ impl Session {
         self.hello.is_some() && !self.awaits_peer()
     }
 
+    /// Notes since when the peer owes us something, if it does.
+    pub fn note_awaiting(&mut self, now: Now) {
+        if !self.awaits_peer() {
+            self.awaiting_us = None;
+        } else if self.awaiting_us.is_none() {
+            self.awaiting_us = Some(now.steady_us);
+        }
+    }
+
+    /// Since when a peer that owes us something has been silent, in steady microseconds. What it did
+    /// not say before it owed anything is no silence.
+    fn silent_since(&self) -> u64 {
+        self.heard_us.max(self.awaiting_us.unwrap_or(0))
+    }
+
     /// Whether the peer owes us something.
     fn awaits_peer(&self) -> bool {
         !self.heard
@@ -718,6 +760,7 @@ impl Incoming {
             records: Vec::new(),
             bytes: 0,
             in_parts: false,
+            passed_over: false,
             fragments: Vec::new(),
         }
     }

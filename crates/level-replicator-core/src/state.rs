@@ -602,7 +602,8 @@ impl State {
             let is_gapless = clock
                 .get(writer)
                 .is_some_and(|known| known.ahead_len() == 0);
-            let has_passed_rows = is_gapless && self.known_rows.has_blocks(ord);
+            let has_passed_rows = (is_gapless || is_planted(Mistake::GapsWrittenAgain))
+                && self.known_rows.has_blocks(ord);
             if whole && clock.covers_writer(writer, news) && !has_passed_rows {
                 continue;
             }
@@ -628,6 +629,9 @@ impl State {
 
     /// Makes the clock what it was before it grew.
     fn take_back(&mut self, growth: Growth) {
+        if is_planted(Mistake::ClockNotTakenBack) {
+            return;
+        }
         Arc::make_mut(&mut self.clock).remove(&growth.added);
         self.known_rows = growth.rows;
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Replica;
-use crate::clock::{Clock, Now, WriterId};
+use crate::clock::{Clock, Dot, Now, WriterId};
 use crate::delta::Delta;
 use crate::event::{Discovery, Event, Origin, Peer};
 use crate::frame::WIRE_VERSION;
@@ -232,6 +232,7 @@ impl Replica {
         if news {
             self.check_own_writes(&context)?;
             check_writers(self.state.writers(), &records, claim.then_some(&context))?;
+            check_dots(&records)?;
             self.notice_skew(now, session, &records);
         }
         let waiting = self.state.unclaimed_known();
@@ -243,6 +244,7 @@ impl Replica {
             self.tell_changes(joined.changed, Origin::Peer(replica));
         }
         if let Some(damage) = joined.damage {
+            session.pass_over();
             self.report_damage(now, session, &damage);
         }
         if self.state.unclaimed_known() != waiting {
@@ -260,7 +262,7 @@ impl Replica {
 
     /// Says that something here is damaged, but not over and over. What waits for both sides to know
     /// the same waits in vain then.
-    fn report_damage(&mut self, now: Now, session: &mut Session, damage: &StateError) {
+    pub(super) fn report_damage(&mut self, now: Now, session: &mut Session, damage: &StateError) {
         session.exchange = None;
         for request in self.syncs.values_mut() {
             if let Some(home) = &session.home
@@ -337,6 +339,7 @@ impl Replica {
         }
         self.finish_exchange(now, session);
         self.begin_wanted_exchange(now, session);
+        session.note_awaiting(now);
         Ok(())
     }
 
@@ -517,6 +520,21 @@ fn storage_error(error: &StateError) -> PeerError {
     PeerError::Storage {
         reason: error.to_string(),
     }
+}
+
+/// Checks that no write is live under two keys: the log could name only one of them.
+pub(super) fn check_dots(records: &[(Key, Record)]) -> Result<(), Misbehavior> {
+    let dots = |(key, record): &'_ (Key, Record)| -> Vec<(Dot, Key)> {
+        let live = record.live.iter();
+        live.map(|version| (version.dot, key.clone())).collect()
+    };
+    let mut all: Vec<(Dot, Key)> = records.iter().flat_map(dots).collect();
+    all.sort_unstable();
+    let is_twice = |pair: &[(Dot, Key)]| pair[0].0 == pair[1].0 && pair[0].1 != pair[1].1;
+    if all.windows(2).any(is_twice) {
+        return Err(Misbehavior::DotUnderTwoKeys);
+    }
+    Ok(())
 }
 
 /// Checks that every writer that records or a clock name was described.

@@ -5,10 +5,13 @@
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
-use std::process::{ChildStdout, Command, Stdio};
+use std::process::{ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use level_replicator::{Db, Options};
+
+use crate::common::PATIENCE;
 
 const ROLE: &str = "LEVEL_REPLICATOR_TEST_ROLE";
 const ARGUMENTS: &str = "LEVEL_REPLICATOR_TEST_ARGUMENTS";
@@ -57,12 +60,7 @@ impl Child {
 
     /// The next line that it says; `None` when it has ended.
     pub(crate) fn hear(&mut self) -> Option<String> {
-        loop {
-            let line = self.lines.next()?.ok()?;
-            if let Some(at) = line.find(MARK) {
-                return Some(line[at + MARK.len()..].to_owned());
-            }
-        }
+        hear(&mut self.lines)
     }
 
     /// What follows a word at the beginning of the next line.
@@ -88,6 +86,47 @@ impl Child {
         self.process.wait().expect("the child has ended");
         rest
     }
+
+    /// Kills it with SIGKILL some time after it has said a line that begins with a word. Answers all
+    /// that it said, and how it ended: perhaps by itself, before.
+    pub(crate) fn kill_after(mut self, word: &str, delay: Duration) -> (Vec<String>, ExitStatus) {
+        let (process, lines) = (&mut self.process, &mut self.lines);
+        let said = std::thread::scope(|scope| {
+            let (tell, told) = mpsc::channel();
+            let listener = scope.spawn(move || {
+                let mut said = Vec::new();
+                while let Some(line) = hear(lines) {
+                    if line.starts_with(word) {
+                        // Nobody waits for it any more if it comes twice.
+                        let _ = tell.send(());
+                    }
+                    said.push(line);
+                }
+                drop(tell);
+                said
+            });
+            let heard = told.recv_timeout(PATIENCE);
+            let is_silent = heard == Err(RecvTimeoutError::Timeout);
+            if heard.is_ok() {
+                // Its end cuts this short.
+                let _ = told.recv_timeout(delay);
+            }
+            process.kill().expect("the child can be killed");
+            assert!(!is_silent, "the child never said '{word}'");
+            listener.join().expect("the child's lines are read")
+        });
+        let status = self.process.wait().expect("the child has ended");
+        (said, status)
+    }
+}
+
+fn hear(lines: &mut Lines<BufReader<ChildStdout>>) -> Option<String> {
+    loop {
+        let line = lines.next()?.ok()?;
+        if let Some(at) = line.find(MARK) {
+            return Some(line[at + MARK.len()..].to_owned());
+        }
+    }
 }
 
 impl Drop for Child {
@@ -108,6 +147,7 @@ fn acts_only_when_it_is_a_child_process() {
     let arguments = std::env::var(ARGUMENTS).unwrap_or_default();
     let arguments: Vec<&str> = arguments.split(SEPARATOR).collect();
     match role.as_str() {
+        "victim" => crate::killed::live(&arguments),
         "writer" => write_until_killed(&arguments),
         "replica" => obey(&arguments),
         "opener" => open_once(&arguments),
@@ -116,7 +156,8 @@ fn acts_only_when_it_is_a_child_process() {
     }
 }
 
-fn tell(line: impl std::fmt::Display) {
+/// Says a line to the parent.
+pub(crate) fn tell(line: impl std::fmt::Display) {
     println!("{MARK}{line}");
 }
 

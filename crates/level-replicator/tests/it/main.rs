@@ -2,10 +2,13 @@
 
 mod ancestor;
 mod api;
+mod author;
 mod child;
 mod common;
 mod crash;
 mod errors;
+mod histories;
+mod killed;
 mod loopback;
 mod proxy;
 mod refused;

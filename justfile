@@ -14,9 +14,17 @@ check:
 test:
     cargo nextest run --workspace && cargo test --workspace --doc
 
-# Random schedules with an oracle: seeds FROM up to, without, TO
-schedules from="0" to="20000":
-    LEVEL_SEEDS={{from}}..{{to}} cargo test --release -p level-replicator-core --test it random_schedules
+# Whole clusters from seeds: `just sim`, `just sim --config all --seeds 0..10000`, `just sim --replay 7 --trace`
+sim *arguments:
+    cargo run --release -p level-replicator-sim -- {{arguments}}
+
+# How many seeds it takes to notice each mistake that can be planted: the table of docs/causality.md
+mistakes:
+    cargo run --release -p level-replicator-sim -- --mistakes --seeds 0..6000
+
+# Cost over the number of replicas: writes docs/growth.md and docs/growth.svg
+growth:
+    cargo run --release -p level-replicator-sim -- --growth docs
 
 # Kill a replica with SIGKILL while it writes and talks with two peers
 kills count="1000":
@@ -25,6 +33,10 @@ kills count="1000":
 # Bytes that nobody meant, for everything that reads a peer or the disk: 30 seconds a target
 fuzz *arguments:
     cargo run --profile fuzz -p level-replicator-fuzz -- {{arguments}}
+
+# Play the scenarios of the simulator; `just scenarios update` writes down what they say now
+scenarios update="":
+    {{ if update == "update" { "UPDATE_SCENARIOS=1" } else { "" } }} cargo test -p level-replicator-sim --test it scenarios
 
 # Write the golden files anew, after a change of a format that is meant
 golden:

@@ -105,6 +105,8 @@ pub struct Replica {
     state: State,
     config: Config,
     random: fastrand::Rng,
+    /// Names writers, and nothing else: how often chance decides elsewhere changes no name.
+    names: fastrand::Rng,
     instance: u64,
     peers: PeerTable,
     dialing: BTreeMap<LinkId, Address>,
@@ -137,6 +139,7 @@ impl Replica {
             state,
             config,
             instance: random.u64(..),
+            names: random.fork(),
             random,
             peers: PeerTable::default(),
             dialing: BTreeMap::new(),
@@ -207,7 +210,7 @@ impl Replica {
     /// Writes operations as one; see [`State::write`]. Conversations learn of it at the next
     /// [`Input::Timeout`], which is then due at once.
     pub fn write(&mut self, now: Now, ops: &[Op]) -> Result<Written, StateError> {
-        let writer = self.random.u64(..);
+        let writer = self.names.u64(..);
         let mut written = self.state.write(now, ops, writer)?;
         if written.last.is_none() {
             return Ok(written);
@@ -469,13 +472,19 @@ impl Replica {
     }
 
     /// Lets every other peer hear, a little later, of writes that came from somewhere else.
+    ///
+    /// Chance says when exactly, between half the delay and one and a half: who heard of a write at
+    /// the same moment would else offer it to a third at the same moment, and send it twice.
     fn offer_on(&mut self, now: Now) {
-        let due = now.plus(self.config.relay_delay);
+        let delay = self.config.relay_delay;
+        let random = &mut self.random;
+        let mut due = || now.plus(delay.mul_f64(0.5 + random.f64()));
         for session in self.sessions.values_mut() {
-            session.offer_by(due);
+            session.offer_by(due());
         }
         let clock = self.state.clock();
         for (_, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.failures == 0) {
+            let due = due();
             if peer.due_us > due && !peer.heard.as_ref().is_some_and(|heard| heard.covers(clock)) {
                 peer.due_us = due;
             }

@@ -416,7 +416,7 @@ impl Scene {
                 "a clock too large"
             );
         }
-        tables::check(self.replica.state(), &self.sent);
+        tables::check(self.replica.state());
         self.check_own_writes();
         tables::check_open(&self.storage, self.replica.state(), false);
         if self.replica.traffic().received_records > 0 {

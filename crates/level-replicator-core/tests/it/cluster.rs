@@ -220,17 +220,6 @@ impl Cluster {
         written.expect("the storage works").last
     }
 
-    /// Sums up what a replica holds, as is done in the background after an unclean end.
-    pub(crate) fn scan_tally(&mut self, node: usize) {
-        let mut tally = Tally::default();
-        for (key, record) in self.contents(node) {
-            tally.add(record.tally(&key));
-        }
-        let state = self.node(node).replica.state_mut();
-        let since = state.tally_change();
-        state.set_tally_base(tally, since);
-    }
-
     pub(crate) fn get(&mut self, node: usize, key: &str) -> Option<String> {
         let state = self.node(node).replica.state();
         let record = state.record(key.as_bytes()).expect("a good record");
@@ -286,18 +275,6 @@ impl Cluster {
         self.now.steady_us += us;
         self.now.wall_us += us;
         self.tick();
-    }
-
-    /// Lets time pass to the next moment at which a replica wants to be called, at most `limit_us`.
-    pub(crate) fn advance_to_next_timeout(&mut self, limit_us: u64) {
-        let timeouts = self
-            .nodes
-            .iter()
-            .flatten()
-            .filter_map(|node| node.replica.next_timeout());
-        let next = timeouts.min().unwrap_or(u64::MAX);
-        let wait = next.saturating_sub(self.now.steady_us).clamp(1, limit_us);
-        self.advance_us(wait);
     }
 
     /// Calls every replica whose time has come, until none is left.
@@ -385,11 +362,6 @@ impl Cluster {
     fn forget_end(&mut self, end: End) {
         self.wire.retain(|(to, _)| *to != end);
         self.ends.remove(&end);
-    }
-
-    /// The ends of all links.
-    pub(crate) fn link_ends(&self) -> Vec<End> {
-        self.ends.keys().copied().collect()
     }
 
     pub(crate) fn break_all(&mut self) {

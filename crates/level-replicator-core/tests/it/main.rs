@@ -6,13 +6,9 @@ mod codec_round_trip;
 mod conversation;
 mod crashes;
 mod damage;
-mod history;
 mod layering;
 mod limits;
 mod misbehavior;
-#[cfg(feature = "mistakes")]
-mod mistakes;
-mod random_schedules;
 mod samples;
 mod storage_conformance;
 mod talking;

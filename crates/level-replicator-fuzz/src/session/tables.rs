@@ -11,8 +11,6 @@ use level_replicator_core::state::{State, scan_tally};
 use level_replicator_core::storage::memory::MemoryStorage;
 use level_replicator_core::storage::{Snapshot, Table};
 
-use super::peer::Sent;
-
 fn rows(snapshot: &dyn Snapshot, table: Table) -> Vec<(Bytes, Bytes)> {
     let entries = snapshot.range(table, Bound::Unbounded, Bound::Unbounded);
     entries
@@ -21,7 +19,7 @@ fn rows(snapshot: &dyn Snapshot, table: Table) -> Vec<(Bytes, Bytes)> {
 }
 
 /// Checks that data, log, histories and sums agree with each other and with the clock.
-pub(super) fn check(state: &State, sent: &Sent) {
+pub(super) fn check(state: &State) {
     let snapshot = state.storage().snapshot();
     let mut ghosts = Vec::new();
     for (key, row) in rows(&*snapshot, Table::Data) {

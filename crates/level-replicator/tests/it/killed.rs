@@ -28,7 +28,7 @@ use crate::histories::{Found, Histories};
 const VICTIM: char = 'v';
 const PEERS: [char; 2] = ['p', 'q'];
 
-const KILLS: u64 = 100;
+const KILLS: u64 = 200;
 
 /// A peer's pause between two writes.
 const PEER_PAUSE: Duration = Duration::from_millis(5);

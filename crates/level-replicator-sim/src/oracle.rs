@@ -1,0 +1,665 @@
+//! What really happened, kept apart from the code under test.
+//!
+//! Every write with all that its author had seen of the key. From that follows what a replica must
+//! hold whatever order the news took. The oracle never asks a replica what supersedes what: a write
+//! has seen exactly what was live on its author at that moment, and all that those had seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use bytes::Bytes;
+use level_replicator_core::clock::{Clock, Dot, Known, Stamp, WriterId};
+use level_replicator_core::log;
+use level_replicator_core::record::{Op, Record, Tally};
+use level_replicator_core::resolver::Resolver;
+use level_replicator_core::state::{State, Written};
+use level_replicator_core::storage::Table;
+
+/// Something that must hold does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken {
+    /// Which invariant, by its name in docs/causality.md.
+    pub invariant: &'static str,
+    /// Where and how.
+    pub how: String,
+}
+
+fn broken<T>(invariant: &'static str, how: String) -> Result<T, Broken> {
+    Err(Broken { invariant, how })
+}
+
+/// Some of the writes of one key, by their numbers there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Set(Vec<u64>);
+
+impl Set {
+    fn insert(&mut self, write: usize) {
+        if self.0.len() <= write / 64 {
+            self.0.resize(write / 64 + 1, 0);
+        }
+        self.0[write / 64] |= 1 << (write % 64);
+    }
+
+    fn contains(&self, write: usize) -> bool {
+        self.word(write / 64) & (1 << (write % 64)) != 0
+    }
+
+    fn word(&self, place: usize) -> u64 {
+        self.0.get(place).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, other: &Set) {
+        if self.0.len() < other.0.len() {
+            self.0.resize(other.0.len(), 0);
+        }
+        for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
+            *mine |= theirs;
+        }
+    }
+
+    fn remove(&mut self, other: &Set) {
+        for (place, mine) in self.0.iter_mut().enumerate() {
+            *mine &= !other.word(place);
+        }
+    }
+
+    fn is_within(&self, other: &Set) -> bool {
+        let mut words = self.0.iter().enumerate();
+        words.all(|(place, mine)| mine & !other.word(place) == 0)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        let words = self.0.iter().enumerate();
+        words.flat_map(|(place, word)| {
+            let bits = (0..64).filter(move |bit| word & (1 << bit) != 0);
+            bits.map(move |bit| place * 64 + bit)
+        })
+    }
+}
+
+struct Write {
+    dot: Dot,
+    value: Option<Bytes>,
+    stamp: Stamp,
+    /// All that it had seen of its key, without itself.
+    past: Set,
+}
+
+#[derive(Default)]
+struct KeyHistory {
+    writes: Vec<Write>,
+}
+
+impl KeyHistory {
+    fn number(&self, dot: Dot) -> Option<usize> {
+        self.writes.iter().position(|write| write.dot == dot)
+    }
+
+    /// The writes of a set that no other one in it had seen.
+    fn greatest(&self, known: &Set) -> Set {
+        let mut greatest = known.clone();
+        for write in known.iter() {
+            greatest.remove(&self.writes[write].past);
+        }
+        greatest
+    }
+
+    /// What must be live where this is known.
+    fn live(&self, known: &Set) -> Vec<Dot> {
+        let greatest = self.greatest(known);
+        let mut dots: Vec<Dot> = greatest
+            .iter()
+            .map(|write| self.writes[write].dot)
+            .collect();
+        dots.sort();
+        dots
+    }
+
+    /// What a reader must see where this is known: the put with the greatest stamp, then dot.
+    fn winner(&self, known: &Set) -> Option<&Bytes> {
+        let greatest = self.greatest(known);
+        let puts = greatest.iter().map(|write| &self.writes[write]);
+        let puts = puts.filter(|write| write.value.is_some());
+        let winner = puts.max_by_key(|write| (write.stamp, write.dot))?;
+        winner.value.as_ref()
+    }
+}
+
+/// What readers of a replica can see.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// The live puts of each key that has any.
+    puts: BTreeMap<Bytes, Vec<Dot>>,
+    /// Keys whose records are damaged.
+    unreadable: BTreeSet<Bytes>,
+}
+
+impl Shown {
+    /// Checks that events told of every change since `before`, and of every new conflict.
+    pub fn check_told(
+        &self,
+        before: &Shown,
+        changed: &BTreeSet<Bytes>,
+        in_conflict: &BTreeSet<Bytes>,
+    ) -> Result<(), Broken> {
+        for key in self.puts.keys().chain(before.puts.keys()) {
+            if self.unreadable.contains(key) || before.unreadable.contains(key) {
+                continue;
+            }
+            let (now, then) = (self.puts.get(key), before.puts.get(key));
+            if now != then && !changed.contains(key) {
+                return broken("E1", format!("{key:?} changed and no event told of it"));
+            }
+            let count = |puts: Option<&Vec<Dot>>| puts.map_or(0, Vec::len);
+            if count(now) >= 2 && count(then) < 2 && !in_conflict.contains(key) {
+                let how = format!("{key:?} is in conflict and no event told of it");
+                return broken("E1", how);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a replica was about to overwrite, taken before a write.
+pub struct Seen(BTreeMap<Bytes, Set>);
+
+/// All writes of all replicas, also of those that are lost.
+#[derive(Default)]
+pub struct Oracle {
+    keys: BTreeMap<Bytes, KeyHistory>,
+    /// Which process a writer belongs to, and how far it got.
+    writers: BTreeMap<WriterId, (u64, u64)>,
+    batches: Vec<Batch>,
+    /// Writes that have the stamp of an earlier one of their key.
+    equal_stamps: u64,
+}
+
+struct Batch {
+    writes: Vec<(Bytes, usize)>,
+    /// Nobody can tell any more that half of it is missing.
+    is_excused: bool,
+}
+
+impl Oracle {
+    /// Number of writes so far.
+    pub fn writes(&self) -> usize {
+        self.keys.values().map(|key| key.writes.len()).sum()
+    }
+
+    /// Number of writes with the stamp of an earlier write of their key.
+    pub fn equal_stamps(&self) -> u64 {
+        self.equal_stamps
+    }
+
+    /// What the operations are about to see on a replica.
+    pub fn look(&self, state: &State, ops: &[Op]) -> Result<Seen, Broken> {
+        let mut seen = BTreeMap::new();
+        for op in ops {
+            let record = read(state, op.key())?;
+            let mut past = Set::default();
+            if let Some(history) = self.keys.get(op.key()) {
+                for version in &record.live {
+                    let Some(number) = history.number(version.dot) else {
+                        return broken("I6", format!("{} was never written", version.dot));
+                    };
+                    past.insert(number);
+                    past.add(&history.writes[number].past);
+                }
+            }
+            seen.insert(op.key().clone(), past);
+        }
+        Ok(Seen(seen))
+    }
+
+    /// Enters a write that was made by a process, and checks its names and stamps: I6 and I8.
+    ///
+    /// `written` is what the replica answered; `None` if it died before it could.
+    pub fn enter(
+        &mut self,
+        life: u64,
+        wall_us: u64,
+        seen: &Seen,
+        ops: &[Op],
+        written: Option<&Written>,
+        state: &State,
+    ) -> Result<(), Broken> {
+        let counting = self.counting(seen, ops);
+        let mut entered: Vec<(Bytes, Write)> = Vec::new();
+        for op in &counting {
+            let record = read(state, op.key())?;
+            let history = self.keys.get(op.key());
+            let is_new = |dot: Dot| history.is_none_or(|history| history.number(dot).is_none());
+            if written.is_none()
+                && entered.is_empty()
+                && !record.live.iter().any(|version| is_new(version.dot))
+            {
+                // The process died before the commit.
+                return Ok(());
+            }
+            let [version] = &record.live[..] else {
+                let how = format!("after a write {record:?} is left of {:?}", op.key());
+                return broken("I1", how);
+            };
+            if !is_new(version.dot) {
+                return broken("I6", format!("{} is used again", version.dot));
+            }
+            let past = seen.0.get(op.key()).cloned().unwrap_or_default();
+            self.check_stamp(op.key(), version.stamp, &past, wall_us, version.dot)?;
+            let value = match op {
+                Op::Put(_, value) => Some(value.clone()),
+                Op::Delete(_) => None,
+            };
+            if version.value() != value.as_ref() {
+                return broken("I1", format!("{} is not what was written", version.dot));
+            }
+            let write = Write {
+                dot: version.dot,
+                value,
+                stamp: version.stamp,
+                past,
+            };
+            entered.push((op.key().clone(), write));
+        }
+        self.check_names(life, &entered, written)?;
+
+        let mut batch = Batch {
+            writes: Vec::new(),
+            is_excused: false,
+        };
+        for (key, write) in entered {
+            let history = self.keys.entry(key.clone()).or_default();
+            let same = |before: &Write| before.stamp == write.stamp;
+            self.equal_stamps += u64::from(history.writes.iter().any(same));
+            batch.writes.push((key, history.writes.len()));
+            history.writes.push(write);
+        }
+        if batch.writes.len() > 1 {
+            self.batches.push(batch);
+        }
+        Ok(())
+    }
+
+    /// The operations that write something: the last on each key, and no delete of nothing.
+    fn counting<'a>(&self, seen: &Seen, ops: &'a [Op]) -> Vec<&'a Op> {
+        let is_last = |index: usize| {
+            ops[index + 1..]
+                .iter()
+                .all(|later| later.key() != ops[index].key())
+        };
+        let deletes_nothing = |op: &Op| {
+            let past = seen.0.get(op.key()).cloned().unwrap_or_default();
+            matches!(op, Op::Delete(_))
+                && self
+                    .keys
+                    .get(op.key())
+                    .is_none_or(|history| history.winner(&past).is_none())
+        };
+        let last = ops.iter().enumerate().filter(|(index, _)| is_last(*index));
+        last.map(|(_, op)| op)
+            .filter(|op| !deletes_nothing(op))
+            .collect()
+    }
+
+    fn check_stamp(
+        &self,
+        key: &Bytes,
+        stamp: Stamp,
+        past: &Set,
+        wall_us: u64,
+        dot: Dot,
+    ) -> Result<(), Broken> {
+        let history = self.keys.get(key);
+        let before = history.into_iter().flat_map(|history| {
+            let past = past.iter();
+            past.map(|write| history.writes[write].stamp)
+        });
+        let latest = before.max();
+        if latest.is_some_and(|latest| latest >= stamp) {
+            let how = format!("the stamp of {dot} is not after that of a write it had seen");
+            return broken("I8", how);
+        }
+        let least = latest.map_or(0, |latest| latest.as_micros() + 1);
+        if stamp != Stamp::from_micros(wall_us.max(least)) {
+            return broken(
+                "I8",
+                format!("the stamp of {dot} is neither clock nor successor"),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_names(
+        &mut self,
+        life: u64,
+        entered: &[(Bytes, Write)],
+        written: Option<&Written>,
+    ) -> Result<(), Broken> {
+        let dots: Vec<Dot> = entered.iter().map(|(_, write)| write.dot).collect();
+        if let Some(written) = written {
+            let told = (written.first, written.last);
+            if told != (dots.first().copied(), dots.last().copied()) {
+                return broken("I6", format!("a write of {dots:?} was told as {told:?}"));
+            }
+        }
+        for dot in dots {
+            let writer = self.writers.entry(dot.writer).or_insert((life, 0));
+            if writer.0 != life {
+                return broken("I6", format!("writer {} is used again", dot.writer));
+            }
+            if dot.seq != writer.1 + 1 {
+                return broken("I6", format!("{dot} comes after number {}", writer.1));
+            }
+            writer.1 = dot.seq;
+        }
+        Ok(())
+    }
+
+    /// Checks all that a replica must hold by what it knows: I1 to I4, I6 and I10, and what readers see.
+    ///
+    /// What `is_damaged` says cannot be read is passed over; if it can be read it must be right.
+    pub fn check(
+        &self,
+        state: &State,
+        is_damaged: impl Fn(&[u8]) -> bool,
+    ) -> Result<Shown, Broken> {
+        let mut shown = Shown::default();
+        let mut live_dots = BTreeMap::new();
+        let mut sum = Tally::default();
+        for (key, history) in &self.keys {
+            if state.record(key).is_err() && is_damaged(key) {
+                shown.unreadable.insert(key.clone());
+                continue;
+            }
+            let record = read(state, key)?;
+            let known = self.known(state, key, history, &record)?;
+            self.check_key(state, key, history, &record, &known)?;
+            for version in &record.live {
+                live_dots.insert(version.dot, key);
+            }
+            if !record.is_empty() {
+                sum.add(record.tally(key));
+            }
+            let puts: Vec<Dot> = record.puts().map(|put| put.dot).collect();
+            if !puts.is_empty() {
+                shown.puts.insert(key.clone(), puts);
+            }
+        }
+        check_log(state, &live_dots, &shown.unreadable)?;
+        check_own_writer(state)?;
+        if let Some(tally) = state.tally()
+            && tally != sum
+            && shown.unreadable.is_empty()
+        {
+            return broken("C1", format!("the sums say {tally:?}, the records {sum:?}"));
+        }
+        Ok(shown)
+    }
+
+    fn check_key(
+        &self,
+        state: &State,
+        key: &Bytes,
+        history: &KeyHistory,
+        record: &Record,
+        known: &Set,
+    ) -> Result<(), Broken> {
+        for write in known.iter() {
+            let write = &history.writes[write];
+            if !write.past.is_within(known) {
+                let how = format!("{} of {key:?} is known without its past", write.dot);
+                return broken("I2", how);
+            }
+        }
+        let live: Vec<Dot> = record.live.iter().map(|version| version.dot).collect();
+        let must = history.live(known);
+        if live != must {
+            return broken(
+                "I1",
+                format!("{key:?} holds {live:?} and must hold {must:?}"),
+            );
+        }
+        for version in &record.live {
+            if !state.clock().contains(version.dot) {
+                return broken(
+                    "I3",
+                    format!("{} of {key:?} is live and unknown", version.dot),
+                );
+            }
+            let write = history
+                .number(version.dot)
+                .map(|number| &history.writes[number]);
+            let same = write.is_some_and(|write| {
+                write.value.as_ref() == version.value() && write.stamp == version.stamp
+            });
+            if !same {
+                return broken(
+                    "I1",
+                    format!("{} of {key:?} was written otherwise", version.dot),
+                );
+            }
+        }
+        let shown = Resolver::last_write_wins().resolve(key, record, state.writers());
+        let winner = history.winner(known);
+        if shown.as_ref() != winner {
+            return broken(
+                "I1",
+                format!("readers see {shown:?} of {key:?}, not {winner:?}"),
+            );
+        }
+        Ok(())
+    }
+
+    /// The writes of a key that a replica knows by its clock or by the key's own history. Checks I10
+    /// on the way: as long as nothing is ever stripped, the history alone must cover them.
+    fn known(
+        &self,
+        state: &State,
+        key: &Bytes,
+        history: &KeyHistory,
+        record: &Record,
+    ) -> Result<Set, Broken> {
+        let reach = reach(state, record)?;
+        let mut known = Set::default();
+        for (number, write) in history.writes.iter().enumerate() {
+            let covered = reach
+                .get(&write.dot.writer)
+                .is_some_and(|seq| *seq >= write.dot.seq);
+            let in_clock = state.clock().contains(write.dot);
+            if in_clock && !covered {
+                let how = format!("{} of {key:?} is known and not in its history", write.dot);
+                return broken("I10", how);
+            }
+            if in_clock || covered {
+                known.insert(number);
+            }
+        }
+        Ok(known)
+    }
+
+    /// Checks C6: a replica that is caught up shows all or nothing of what is left of each batch.
+    pub fn check_batches(&self, state: &State, shown: &Shown) -> Result<(), Broken> {
+        if state.is_catching_up() {
+            return Ok(());
+        }
+        let mut known: BTreeMap<&Bytes, (Set, Set)> = BTreeMap::new();
+        let readable = |batch: &&Batch| {
+            let mut keys = batch.writes.iter().map(|(key, _)| key);
+            !batch.is_excused && keys.all(|key| !shown.unreadable.contains(key))
+        };
+        for batch in self.batches.iter().filter(readable) {
+            let (mut here, mut missing) = (Vec::new(), Vec::new());
+            for (key, write) in &batch.writes {
+                let Some(history) = self.keys.get(key) else {
+                    continue;
+                };
+                if !known.contains_key(key) {
+                    let record = read(state, key)?;
+                    let set = self.known(state, key, history, &record)?;
+                    let mut replaced = Set::default();
+                    for write in set.iter() {
+                        replaced.add(&history.writes[write].past);
+                    }
+                    known.insert(key, (set, replaced));
+                }
+                let Some((set, replaced)) = known.get(key) else {
+                    continue;
+                };
+                if replaced.contains(*write) {
+                    continue;
+                }
+                let dot = history.writes[*write].dot;
+                if set.contains(*write) {
+                    here.push(dot);
+                } else {
+                    missing.push(dot);
+                }
+            }
+            if !here.is_empty() && !missing.is_empty() {
+                let how = format!("of one batch readers see {here:?} and not {missing:?}");
+                return broken("C6", how);
+            }
+        }
+        Ok(())
+    }
+
+    /// A replica has waited in vain for the rest of some batches: of those anybody may show half from
+    /// now on.
+    pub fn excuse_batches(&mut self, state: &State) {
+        for batch in &mut self.batches {
+            let knows = |(key, write): &(Bytes, usize)| {
+                let write = self.keys.get(key).map(|history| &history.writes[*write]);
+                write.is_some_and(|write| state.clock().contains(write.dot))
+            };
+            let known = batch.writes.iter().filter(|write| knows(write)).count();
+            batch.is_excused |= known > 0 && known < batch.writes.len();
+        }
+    }
+
+    /// The writes that at least one of these replicas knows.
+    pub fn known_to_any<'a>(&self, states: impl IntoIterator<Item = &'a State>) -> Clock {
+        let mut clock = Clock::default();
+        for state in states {
+            for history in self.keys.values() {
+                let dots = history.writes.iter().map(|write| write.dot);
+                for dot in dots.filter(|dot| state.clock().contains(*dot)) {
+                    clock.insert(dot);
+                }
+            }
+        }
+        clock
+    }
+
+    /// Checks C2: what is known somewhere, and replaced by nothing that is, is live here.
+    pub fn check_nothing_is_lost(&self, state: &State, known: &Clock) -> Result<(), Broken> {
+        for (key, history) in &self.keys {
+            let mut set = Set::default();
+            let numbered = history.writes.iter().enumerate();
+            for (number, write) in numbered.filter(|(_, write)| known.contains(write.dot)) {
+                set.insert(number);
+                // Who knows a write knows what it had seen.
+                set.add(&write.past);
+            }
+            let must = history.live(&set);
+            let record = read(state, key)?;
+            let live: Vec<Dot> = record.live.iter().map(|version| version.dot).collect();
+            if live != must {
+                return broken(
+                    "C2",
+                    format!("{key:?} holds {live:?} and must hold {must:?}"),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read(state: &State, key: &[u8]) -> Result<Record, Broken> {
+    state
+        .record(key)
+        .or_else(|error| broken("D", error.to_string()))
+}
+
+/// How far a key's history reaches for each writer, with what the writers' parents imply.
+fn reach(state: &State, record: &Record) -> Result<BTreeMap<WriterId, u64>, Broken> {
+    let mut reach: BTreeMap<WriterId, u64> = BTreeMap::new();
+    let live = record.live.iter().map(|version| version.dot);
+    for dot in record.seen.iter().chain(live) {
+        let mut next = Some(dot);
+        while let Some(dot) = next {
+            let seq = reach.entry(dot.writer).or_default();
+            *seq = (*seq).max(dot.seq);
+            let Some(descriptor) = state.writers().get(dot.writer) else {
+                return broken("I2", format!("writer {} is not described", dot.writer));
+            };
+            next = descriptor.parent;
+        }
+    }
+    Ok(reach)
+}
+
+/// Checks I4: the log names exactly the live writes, each under its key.
+fn check_log(
+    state: &State,
+    live: &BTreeMap<Dot, &Bytes>,
+    unreadable: &BTreeSet<Bytes>,
+) -> Result<(), Broken> {
+    let snapshot = state.storage().snapshot();
+    let mut entries = 0;
+    for entry in snapshot.range(Table::Log, Bound::Unbounded, Bound::Unbounded) {
+        let (row, key) = entry.or_else(|error| broken("I4", error.to_string()))?;
+        if unreadable.contains(&key) {
+            continue;
+        }
+        let ord = row.first_chunk().map(|ord| u32::from_be_bytes(*ord));
+        let writer = ord.and_then(|ord| state.writers().by_ord(ord));
+        let dot = writer.zip(log::seq_of(&row)).map(|(writer, seq)| Dot {
+            writer: writer.writer,
+            seq,
+        });
+        if dot.and_then(|dot| live.get(&dot)) != Some(&&key) {
+            return broken(
+                "I4",
+                format!("the log names {dot:?} under {key:?}, which is not live"),
+            );
+        }
+        entries += 1;
+    }
+    if entries != live.len() {
+        let how = format!(
+            "the log has {entries} entries for {} live writes",
+            live.len()
+        );
+        return broken("I4", how);
+    }
+    Ok(())
+}
+
+/// Checks the second half of I6: no write of the own process is missing.
+fn check_own_writer(state: &State) -> Result<(), Broken> {
+    let known = state
+        .current_writer()
+        .and_then(|writer| state.clock().get(writer));
+    if known.is_some_and(|known| known.ahead_len() > 0) {
+        return broken("I6", "the own writer has holes".to_owned());
+    }
+    Ok(())
+}
+
+/// Checks I7: a clock never loses anything.
+pub fn check_grown(before: &Clock, after: &Clock) -> Result<(), Broken> {
+    if after.covers(before) {
+        return Ok(());
+    }
+    let base = |clock: &Clock, writer| clock.get(writer).map_or(0, Known::base);
+    let shrunk = before
+        .iter()
+        .find(|(writer, known)| !after.covers_writer(*writer, known));
+    let how = shrunk.map(|(writer, known)| {
+        format!(
+            "writer {writer} was known up to {}, now up to {}",
+            known.base(),
+            base(after, writer)
+        )
+    });
+    broken("I7", how.unwrap_or_default())
+}

@@ -1,0 +1,5 @@
+//! Tests of the simulator itself.
+
+mod mistakes;
+mod scenarios;
+mod seeds;

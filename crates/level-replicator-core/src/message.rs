@@ -482,6 +482,10 @@ impl Heads {
         let mut heads = Vec::with_capacity(count);
         for _ in 0..count {
             let writer = WriterId(reader.u64()?);
+            let before = heads.last().map(|head: &Head| head.writer);
+            if before.is_some_and(|before| before >= writer) {
+                return Err(invalid);
+            }
             let flags = reader.u8()?;
             let mut known = Known::default();
             let mut last = reader.varint()?;

@@ -14,17 +14,17 @@ use bytes::Bytes;
 
 use self::conversation::{check_dots, check_writers};
 use crate::address::Address;
-use crate::clock::{Dot, Now, ReplicaId, micros};
+use crate::clock::{Clock, Dot, Now, ReplicaId, micros};
 use crate::config::Config;
 use crate::event::{Discovery, Event, Origin, Peer};
 use crate::limits::RECORDS_FRAME_TARGET;
 use crate::message::Message;
 use crate::mistake::{Mistake, is_planted};
 use crate::peers::{PeerTable, digest};
-use crate::record::Op;
+use crate::record::{Key, Op, Record};
 use crate::scheduler::WriteVelocity;
 use crate::session::{LinkId, PeerError, Session};
-use crate::state::{Changed, Reach, State, StateError, Written};
+use crate::state::{Changed, Joined, Reach, State, StateError, Written};
 use crate::storage::Storage;
 
 /// Clusters up to this size talk to all their peers at once.
@@ -471,6 +471,23 @@ impl Replica {
         }
     }
 
+    /// Joins records with what is held here, and notes whether a catch-up went on.
+    fn join(
+        &mut self,
+        now: Now,
+        records: Vec<(Key, Record)>,
+        context: &Clock,
+        reach: Reach<'_>,
+    ) -> Result<Joined, StateError> {
+        let waiting = self.state.unclaimed_known();
+        let joined = self.state.apply(records, context, reach)?;
+        let has_gone_on = self.state.unclaimed_known() != waiting;
+        if has_gone_on {
+            self.progress_us = now.steady_us;
+        }
+        Ok(joined)
+    }
+
     /// Lets every other peer hear, a little later, of writes that came from somewhere else.
     ///
     /// Chance says when exactly, between half the delay and one and a half: who heard of a write at
@@ -576,10 +593,11 @@ impl Replica {
         if let Some((records, context)) = session.take_cut_round(RECORDS_FRAME_TARGET) {
             let known = check_writers(self.state.writers(), &records, None);
             let own = self.check_own_writes(&context);
+            self.traffic.received_records += records.len() as u64;
             if known.is_ok()
                 && check_dots(&records).is_ok()
                 && own.is_ok()
-                && let Ok(joined) = self.state.apply(records, &context, Reach::Part)
+                && let Ok(joined) = self.join(now, records, &context, Reach::Part)
             {
                 if let Some(replica) = session.replica()
                     && !is_planted(Mistake::CutRoundUntold)

@@ -183,8 +183,11 @@ impl State {
         if is_planted(Mistake::UnclaimedNotKept) {
             unclaimed.clear();
         }
-        let ghosts = snapshot.range(Table::Pending, Bound::Unbounded, Bound::Unbounded);
-        let ghosts = ghosts.count() as u64;
+        let mut ghosts = 0;
+        for entry in snapshot.range(Table::Pending, Bound::Unbounded, Bound::Unbounded) {
+            entry?;
+            ghosts += 1;
+        }
 
         if !batch.is_empty() {
             storage.commit(batch)?;
@@ -460,9 +463,13 @@ impl State {
         let mut growth = Growth::default();
         if let Reach::Snapshot(_) = reach {
             growth = self.grow_clock(&mut edit, context, true);
-            if let Err(error) = self.forget_ghosts(&mut edit, &joined) {
-                self.take_back(growth);
-                return Err(error);
+            match self.forget_ghosts(&mut edit, &joined) {
+                Ok(None) => {}
+                Ok(damage) => outcome.damage = damage,
+                Err(error) => {
+                    self.take_back(growth);
+                    return Err(error);
+                }
             }
         } else if !is_planted(Mistake::NoHoles) {
             growth = self.grow_clock(&mut edit, &added, false);
@@ -584,17 +591,20 @@ impl State {
     /// Adds `news` to the clock, with the rows for it; answers what to take back if they cannot be
     /// committed.
     fn grow_clock(&mut self, edit: &mut Edit<'_>, news: &Clock, whole: bool) -> Growth {
-        let mut growth = Growth {
-            added: Clock::default(),
-            rows: self.known_rows.clone(),
-        };
         let known_already = |(writer, known): &(WriterId, &Known)| {
             self.clock.covers_writer(*writer, known) && !whole
         };
         let grown: Vec<_> = news.iter().filter(|entry| !known_already(entry)).collect();
         if grown.is_empty() {
-            return growth;
+            return Growth {
+                added: Clock::default(),
+                rows: None,
+            };
         }
+        let mut growth = Growth {
+            added: Clock::default(),
+            rows: Some(self.known_rows.clone()),
+        };
         let clock = Arc::make_mut(&mut self.clock);
         for (writer, news) in grown {
             let ord = edit.ord(writer);
@@ -633,7 +643,9 @@ impl State {
             return;
         }
         Arc::make_mut(&mut self.clock).remove(&growth.added);
-        self.known_rows = growth.rows;
+        if let Some(rows) = growth.rows {
+            self.known_rows = rows;
+        }
     }
 
     fn commit(&mut self, mut batch: Batch) -> Result<(), StorageError> {
@@ -671,19 +683,28 @@ impl State {
         Ok(rest)
     }
 
-    /// Drops the histories that the clock, grown by a claim, now covers.
+    /// Drops the histories that the clock, grown by a claim, now covers. One that cannot be read stays,
+    /// and is answered.
     fn forget_ghosts(
         &self,
         edit: &mut Edit<'_>,
         joined: &BTreeMap<Key, Record>,
-    ) -> Result<(), StateError> {
+    ) -> Result<Option<StateError>, StateError> {
+        let mut damage = None;
         let mut ghosts: BTreeMap<Key, Record> = BTreeMap::new();
         if self.ghosts > 0 {
             let snapshot = self.storage.snapshot();
             for entry in snapshot.range(Table::Pending, Bound::Unbounded, Bound::Unbounded) {
                 let (key, _) = entry?;
-                if !joined.contains_key(&key) {
-                    ghosts.insert(key.clone(), self.record(&key)?);
+                if joined.contains_key(&key) {
+                    continue;
+                }
+                match self.record(&key) {
+                    Ok(ghost) => {
+                        ghosts.insert(key, ghost);
+                    }
+                    Err(corrupt @ StateError::Corrupt { .. }) => damage = Some(corrupt),
+                    Err(error) => return Err(error),
                 }
             }
         }
@@ -697,7 +718,7 @@ impl State {
                 edit.replace(&key, &ghost, &Record::default());
             }
         }
-        Ok(())
+        Ok(damage)
     }
 }
 
@@ -705,8 +726,8 @@ impl State {
 #[derive(Default)]
 struct Growth {
     added: Clock,
-    /// What the rows on disk were before.
-    rows: KnownRows,
+    /// What the rows on disk were before, if they change.
+    rows: Option<KnownRows>,
 }
 
 /// The rows that one commit changes, and what they do to the sums over all keys.

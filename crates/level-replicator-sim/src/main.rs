@@ -39,16 +39,16 @@ struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     replicas: Option<u16>,
     /// Goes on with further seeds until so many minutes have passed.
-    #[arg(long, value_name = "M")]
-    minutes: Option<u64>,
+    #[arg(long, value_name = "M", value_parser = clap::value_parser!(u16).range(1..))]
+    minutes: Option<u16>,
     /// Threads. Default: one for each processor.
-    #[arg(long, value_name = "N")]
-    jobs: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: Option<u16>,
     /// Runs every seed twice and compares, instead of one in ten.
     #[arg(long)]
     twice: bool,
     /// Runs one seed.
-    #[arg(long, value_name = "SEED")]
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["seeds", "minutes", "twice", "jobs"])]
     replay: Option<u64>,
     /// Tells the story of the replayed seed.
     #[arg(long, requires = "replay")]
@@ -121,7 +121,7 @@ fn sweep(args: &Args, profile: &'static Profile) -> bool {
     let mut seeds = args.seeds.clone();
     let time_max = args
         .minutes
-        .map(|minutes| Duration::from_secs(minutes * 60));
+        .map(|minutes| Duration::from_secs(u64::from(minutes) * 60));
     if time_max.is_some() {
         seeds.end = u64::MAX;
     }
@@ -131,7 +131,7 @@ fn sweep(args: &Args, profile: &'static Profile) -> bool {
         seeds,
         replicas: args.replicas.map(usize::from),
         time_max,
-        jobs: args.jobs.unwrap_or(processors),
+        jobs: args.jobs.map_or(processors, usize::from),
         twice_every: if args.twice { 1 } else { 10 },
         mistake: args.mistake,
         stops_at_first: false,

@@ -235,10 +235,8 @@ impl Replica {
             check_dots(&records)?;
             self.notice_skew(now, session, &records);
         }
-        let waiting = self.state.unclaimed_known();
         let joined = self
-            .state
-            .apply(records, &context, reach)
+            .join(now, records, &context, reach)
             .map_err(|error| storage_error(&error))?;
         if let Some(replica) = session.replica() {
             self.tell_changes(joined.changed, Origin::Peer(replica));
@@ -246,9 +244,6 @@ impl Replica {
         if let Some(damage) = joined.damage {
             session.pass_over();
             self.report_damage(now, session, &damage);
-        }
-        if self.state.unclaimed_known() != waiting {
-            self.progress_us = now.steady_us;
         }
         if end.is_some() {
             session.close_incoming();
@@ -263,14 +258,7 @@ impl Replica {
     /// Says that something here is damaged, but not over and over. What waits for both sides to know
     /// the same waits in vain then.
     pub(super) fn report_damage(&mut self, now: Now, session: &mut Session, damage: &StateError) {
-        session.exchange = None;
-        for request in self.syncs.values_mut() {
-            if let Some(home) = &session.home
-                && request.waiting.remove(home)
-            {
-                request.failed.insert(home.clone());
-            }
-        }
+        self.give_up_exchange(session);
         session.damaged = true;
         let reason = damage.to_string();
         let again = now.plus(self.config.idle_interval);
@@ -278,6 +266,18 @@ impl Replica {
         if told.is_none_or(|(before, until)| *before != reason || *until <= now.steady_us) {
             self.damage_told = Some((reason, again));
             self.tell_error(Some(session.remote.clone()), storage_error(damage));
+        }
+    }
+
+    /// The two sides of a conversation cannot come to know the same.
+    fn give_up_exchange(&mut self, session: &mut Session) {
+        session.exchange = None;
+        for address in self.addresses_of(session) {
+            for request in self.syncs.values_mut() {
+                if request.waiting.remove(&address) {
+                    request.failed.insert(address.clone());
+                }
+            }
         }
     }
 
@@ -315,6 +315,10 @@ impl Replica {
 
     /// Sends what may be sent now, at most about one frame of records.
     pub(super) fn advance(&mut self, now: Now, session: &mut Session) -> Result<(), PeerError> {
+        if session.damaged && session.wants_exchange {
+            session.wants_exchange = false;
+            self.give_up_exchange(session);
+        }
         self.begin_wanted_exchange(now, session);
         loop {
             match std::mem::replace(&mut session.outgoing, Outgoing::Idle) {
@@ -495,6 +499,13 @@ impl Replica {
             return;
         };
         if !session.theirs.covers(&exchange.mine) || !self.state.clock().covers(theirs) {
+            // It was told everything and has not taken it: something there is damaged.
+            let was_told = matches!(session.outgoing, Outgoing::Idle)
+                && session.claimed.covers(&exchange.mine)
+                && !session.theirs.covers(&session.claimed);
+            if was_told {
+                self.give_up_exchange(session);
+            }
             return;
         }
         let (since_us, source) = (exchange.since_us, exchange.source);

@@ -147,3 +147,42 @@ pub(crate) fn a_gap_stays_a_gap_when_nobody_claims_it() {
     assert!(!state.is_catching_up());
     assert_gap(&state);
 }
+
+/// Whether a replica that was idle for two minutes still waits for the rest, half a second after a
+/// round to it was cut after so many deliveries; `None` if the cut left nothing or everything.
+fn waits_half_a_second_after_a_cut(deliveries: u64) -> Option<bool> {
+    const WRITES: u64 = 6_000;
+    let mut cluster = Cluster::new(2);
+    cluster.by_frame = true;
+    cluster.introduce(1, 0);
+    cluster.put(0, "before", "x");
+    cluster.run_for_ms(120_000);
+    cluster.cut(0, 1);
+    for number in 0..WRITES {
+        let value = format!("{} and {}", number * 7_919, number * 104_729);
+        cluster.put(0, &format!("{number:04}"), &value);
+    }
+    cluster.heal();
+    cluster.break_after = Some(deliveries);
+    for _ in 0..2_000 {
+        if cluster.break_after.is_none() {
+            break;
+        }
+        cluster.run_for_ms(5);
+    }
+    cluster.cut(0, 1);
+    let known = cluster.state(1).clock().count_missing_in(&Clock::default());
+    cluster.run_for_ms(500);
+    let has_half = (2..=WRITES).contains(&known);
+    has_half.then(|| cluster.state(1).is_catching_up())
+}
+
+#[test]
+fn the_half_of_a_round_that_was_cut_is_waited_for_after_a_long_idle_time_too() {
+    let waits: Vec<bool> = (5..12)
+        .filter_map(waits_half_a_second_after_a_cut)
+        .collect();
+
+    assert!(!waits.is_empty(), "no cut leaves half of a round");
+    assert!(waits.iter().all(|waits| *waits), "{waits:?}");
+}

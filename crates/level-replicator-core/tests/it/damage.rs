@@ -90,3 +90,40 @@ fn a_damaged_record_at_the_receiver_stays_and_everything_else_arrives() {
         cluster.node(0).sends
     );
 }
+
+#[test]
+fn a_sync_over_a_damaged_record_fails_and_accuses_nobody_of_silence() {
+    let mut cluster = Cluster::new(2);
+    cluster.introduce(1, 0);
+    cluster.put(0, "damaged", "a value of some length");
+    cluster.settle();
+    damage(&mut cluster, 1, b"damaged");
+    cluster.put(0, "damaged", "another value");
+    cluster.run_for_ms(2_000);
+
+    for asker in [1, 0] {
+        let now = cluster.now;
+        let sync = cluster.node(asker).replica.request_sync(now);
+        cluster.run_for_ms(15_000);
+        let missed = cluster.node(asker).replica.sync_result(sync);
+        assert_eq!(
+            missed.map(|missed| missed.len()),
+            Some(1),
+            "asked by {asker}"
+        );
+    }
+
+    for node in 0..2 {
+        let silent = |event: &Event| {
+            matches!(
+                event,
+                Event::Error {
+                    error: PeerError::Stalled { .. },
+                    ..
+                }
+            )
+        };
+        let events = &cluster.node(node).events;
+        assert!(!events.iter().any(silent), "{node}: {events:?}");
+    }
+}

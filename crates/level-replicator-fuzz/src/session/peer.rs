@@ -112,7 +112,7 @@ impl Names {
 
     pub(super) fn heads(&self, fields: &mut Fields<'_>) -> Heads {
         let count = fields.below(5);
-        Heads((0..count).map(|_| self.head(fields)).collect())
+        in_order((0..count).map(|_| self.head(fields)).collect())
     }
 
     fn head(&self, fields: &mut Fields<'_>) -> Head {
@@ -226,8 +226,7 @@ impl Names {
             known: known.clone(),
             adds: true,
         });
-        let mut heads = Heads(added.collect());
-        heads.0.extend(self.heads(fields).0);
+        let heads = in_order(added.chain(self.heads(fields).0).collect());
         let descriptors = (0..FOREIGN_WRITERS).map(|number| self.descriptor(number, false));
         let end = match fields.below(6) {
             0..=2 => Message::Claim {
@@ -365,4 +364,11 @@ impl Line {
 
 fn is_welcome(hello: &Hello) -> bool {
     hello.cluster == CLUSTER && (hello.version_min..=hello.version_max).contains(&WIRE_VERSION)
+}
+
+/// Heads as a replica takes them: each writer once, in the order of writers.
+fn in_order(mut heads: Vec<Head>) -> Heads {
+    heads.sort_by_key(|head| head.writer);
+    heads.dedup_by_key(|head| head.writer);
+    Heads(heads)
 }

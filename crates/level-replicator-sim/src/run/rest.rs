@@ -1,0 +1,263 @@
+//! The end of a run: nothing disturbs any more, so all must come to agree, and then fall silent.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+
+use level_replicator_core::clock::{Clock, micros};
+use level_replicator_core::record::Tally;
+use level_replicator_core::replica::SyncId;
+use level_replicator_core::state::{State, scan_tally};
+use level_replicator_core::storage::{Storage, Table};
+
+use super::{Later, Run, broken};
+use crate::cluster::{Weather, address};
+use crate::oracle::Broken;
+use crate::plan::Plan;
+
+/// How long replicas may take to agree once nothing disturbs them, in virtual microseconds.
+const REST_MAX_US: u64 = 400_000_000;
+
+/// How long a sync may take once nothing disturbs.
+const SYNC_MAX_US: u64 = 5_000_000;
+
+/// Most bytes that one side says in a conversation without news.
+const QUIET_BYTES_MAX: u64 = 300;
+
+impl Run {
+    /// Nothing disturbs any more: now all must come to agree, and then fall silent.
+    pub(super) fn rest(&mut self, plan: &Plan) -> Result<(), Broken> {
+        for look in &mut self.looks {
+            look.crash_again = None;
+        }
+        self.come_to_rest()?;
+        let states = self.cluster.running().into_iter();
+        let states: Vec<&State> = states.filter_map(|node| self.cluster.state(node)).collect();
+        let known = self.oracle.known_to_any(states);
+        let can_claim = |node: &usize| {
+            let state = self.cluster.state(*node);
+            state.is_some_and(|state| !state.is_catching_up() && state.clock().covers(&known))
+        };
+        let running = self.cluster.running();
+        self.settled_at_rest = running.into_iter().filter(can_claim).collect();
+        self.cluster
+            .trace
+            .tell(self.cluster.now_us, || "* rest".to_owned());
+
+        let until_us = self.cluster.now_us + REST_MAX_US;
+        while !self.agrees() {
+            if self.cluster.now_us >= until_us {
+                return broken("C1", self.disagreement());
+            }
+            self.run_until(self.cluster.now_us + 50_000)?;
+        }
+        self.check_agreement(&known)?;
+        self.check_silence(plan)?;
+        self.check_agreement(&known)?;
+        self.digest_disks();
+        Ok(())
+    }
+
+    fn come_to_rest(&mut self) -> Result<(), Broken> {
+        // What was to end ends now.
+        while let Some((_, later)) = self.later.pop_first() {
+            if let Later::AbandonSync(..) = later {
+                self.do_later(later)?;
+            }
+        }
+        self.cluster.weather = Weather {
+            delay_max_us: 1_000,
+            garble_permille: 0,
+            ..self.cluster.weather
+        };
+        self.cluster.heal();
+        for node in 0..self.cluster.nodes.len() {
+            let stopped = self.cluster.nodes[node].replica.is_none();
+            if !stopped {
+                self.cluster.nodes[node].disk.release(0);
+            }
+            self.cluster.nodes[node].disk.repair();
+            self.start(node)?;
+            self.cluster.scan(node, 0);
+            self.do_later(Later::EmptyDisk(node))?;
+            self.do_later(Later::Resume(node))?;
+        }
+        // A disk that still had errors left may have refused the start.
+        while let Some((_, later)) = self.later.pop_first() {
+            self.do_later(later)?;
+        }
+        let running = self.cluster.running();
+        for (place, &node) in running.iter().enumerate() {
+            let next = running[(place + 1) % running.len()];
+            if next != node {
+                self.cluster.add_peer(node, next);
+            }
+        }
+        self.cluster.break_all_links();
+        self.run_until(self.cluster.now_us + 10_000)?;
+        self.is_quiet = true;
+        Ok(())
+    }
+
+    fn agrees(&self) -> bool {
+        let mut states = self.cluster.running().into_iter();
+        let Some(first) = states.next().and_then(|node| self.cluster.state(node)) else {
+            return true;
+        };
+        let settled = |state: &State| !state.is_catching_up() && state.tally().is_some();
+        settled(first)
+            && states
+                .filter_map(|node| self.cluster.state(node))
+                .all(|state| state.clock() == first.clock() && settled(state))
+    }
+
+    fn disagreement(&self) -> String {
+        let mut how = "they do not agree though nothing disturbs:".to_owned();
+        for node in self.cluster.running() {
+            if let Some(state) = self.cluster.state(node) {
+                let dots: u64 = state.clock().count_missing_in(&Clock::default());
+                how.push_str(&format!(
+                    " {node} knows {dots} writes{}{};",
+                    if state.is_catching_up() {
+                        ", catching up"
+                    } else {
+                        ""
+                    },
+                    if state.tally().is_none() {
+                        ", tally unknown"
+                    } else {
+                        ""
+                    },
+                ));
+            }
+        }
+        how
+    }
+
+    /// C1, C2 and C6 at rest.
+    fn check_agreement(&self, known: &Clock) -> Result<(), Broken> {
+        let mut tallies: BTreeSet<Option<[u8; 40]>> = BTreeSet::new();
+        for node in self.cluster.running() {
+            let Some(state) = self.cluster.state(node) else {
+                continue;
+            };
+            let shown = self.oracle.check(state, |_| false)?;
+            self.oracle.check_batches(state, &shown)?;
+            self.oracle.check_nothing_is_lost(state, known)?;
+            if !state.clock().covers(known) {
+                return broken("C2", format!("{node} does not know what somebody knew"));
+            }
+            let scanned = scan_tally(&*state.storage().snapshot(), state.writers(), || true);
+            if scanned.ok().flatten() != state.tally() {
+                return broken("C1", format!("the tally of {node} is wrong"));
+            }
+            let tally = state.tally().map(Tally::to_bytes);
+            tallies.insert(tally.and_then(|tally| tally[..].try_into().ok()));
+        }
+        if tallies.len() > 1 {
+            return broken("C1", "equal clocks and unequal digests".to_owned());
+        }
+        Ok(())
+    }
+
+    /// C5: nobody writes, nobody sends a record, and conversations cost next to nothing.
+    fn check_silence(&mut self, plan: &Plan) -> Result<(), Broken> {
+        let running = self.cluster.running();
+        let interval_us = micros(plan.config.idle_interval);
+        let settle_us = micros(plan.config.linger) + 2 * micros(plan.config.stall_timeout);
+        // The first sync may still tidy up behind what went before; after that nothing is left to do.
+        self.sync_all(&running)?;
+        self.run_until(self.cluster.now_us + settle_us)?;
+        let before = self.sums(&running);
+        self.sync_all(&running)?;
+        self.run_until(self.cluster.now_us + settle_us)?;
+        let synced = self.sums(&running);
+        self.run_until(self.cluster.now_us + 3 * interval_us)?;
+        let after = self.sums(&running);
+
+        let (commits, records) = (after.0 - before.0, after.1 - before.1);
+        if commits > 0 || records > 0 {
+            let how = format!("{commits} commits and {records} records though nobody writes");
+            return broken("C5", how);
+        }
+        let (talks, bytes) = (after.2 - synced.2, after.3 - synced.3);
+        // One conversation may just have begun.
+        let allowed = (talks + 2 * running.len() as u64) * QUIET_BYTES_MAX;
+        if bytes > allowed {
+            return broken(
+                "C5",
+                format!("{talks} conversations without news took {bytes} bytes"),
+            );
+        }
+        self.cluster
+            .trace
+            .count_times("conversations without news", talks);
+        self.cluster
+            .trace
+            .count_times("bytes in conversations without news", bytes);
+        Ok(())
+    }
+
+    /// Everybody asks for a sync, and gets it in time.
+    fn sync_all(&mut self, running: &[usize]) -> Result<(), Broken> {
+        let mut syncs = Vec::new();
+        for &node in running {
+            let now = self.cluster.now_at(node);
+            if let Some(replica) = &mut self.cluster.nodes[node].replica {
+                syncs.push((node, replica.request_sync(now)));
+            }
+            self.cluster.poke(node);
+        }
+        self.run_until(self.cluster.now_us + SYNC_MAX_US)?;
+        for (node, sync) in syncs {
+            self.check_sync(node, sync)?;
+        }
+        Ok(())
+    }
+
+    /// Commits, records sent, conversations, and bytes sent, over all replicas.
+    fn sums(&self, running: &[usize]) -> (u64, u64, u64, u64) {
+        let (mut commits, mut records, mut talks, mut bytes) = (0, 0, 0, 0);
+        let nodes = running.iter().map(|node| &self.cluster.nodes[*node]);
+        for replica in nodes.filter_map(|node| node.replica.as_ref()) {
+            let traffic = replica.traffic();
+            commits += replica.state().commits();
+            records += traffic.sent_records;
+            talks += traffic.conversations;
+            bytes += traffic.sent_bytes;
+        }
+        (commits, records, talks, bytes)
+    }
+
+    /// A sync that was asked for at rest has reached everybody who runs.
+    fn check_sync(&mut self, node: usize, sync: SyncId) -> Result<(), Broken> {
+        let replica = self.cluster.nodes[node].replica.as_mut();
+        let Some(replica) = replica else {
+            return Ok(());
+        };
+        let Some(missed) = replica.sync_result(sync) else {
+            let left = replica.abandon_sync(sync);
+            let how = format!("the sync of {node} comes to no end: {left:?}");
+            return broken("P3 sync", how);
+        };
+        for other in self.cluster.running() {
+            if missed.contains(&address(other)) {
+                let how = format!("the sync of {node} has not reached {other}");
+                return broken("P3 sync", how);
+            }
+        }
+        Ok(())
+    }
+
+    fn digest_disks(&mut self) {
+        for node in 0..self.cluster.nodes.len() {
+            let snapshot = self.cluster.nodes[node].disk.snapshot();
+            for table in Table::ALL {
+                let rows = snapshot.range(table, Bound::Unbounded, Bound::Unbounded);
+                for (key, value) in rows.flatten() {
+                    self.cluster.trace.digest_bytes(&key);
+                    self.cluster.trace.digest_bytes(&value);
+                }
+            }
+        }
+    }
+}

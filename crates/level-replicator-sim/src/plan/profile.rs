@@ -201,7 +201,7 @@ pub const PROFILES: &[Profile] = &[
             "clocks set",
             "event clock skew",
             "event conflict",
-            "conflicts with equal stamps",
+            "writes with the stamp of another",
         ],
     },
     Profile {

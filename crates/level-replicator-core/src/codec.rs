@@ -4,6 +4,9 @@
 //! allocated for it. Numbers are LEB128 varints unless a fixed width is said.
 
 use bytes::Bytes;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+const CHECKSUM_BYTES: usize = 4;
 
 /// Why bytes are not what they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +48,28 @@ pub enum DecodeError {
         /// What was being read.
         what: &'static str,
     },
+}
+
+/// Appends a checksum over a row's key and all of `row`, so that no changed bit goes unnoticed.
+pub fn seal(key: &[u8], row: &mut Vec<u8>) {
+    let checksum = row_checksum(key, row);
+    row.extend_from_slice(&checksum.to_be_bytes());
+}
+
+/// What [`seal`] was given, if the checksum at its end is right.
+pub fn unseal(key: &[u8], row: &Bytes, what: &'static str) -> Result<Bytes, DecodeError> {
+    let Some(len) = row.len().checked_sub(CHECKSUM_BYTES) else {
+        return Err(DecodeError::Truncated { what });
+    };
+    let (body, checksum) = row.split_at(len);
+    if row_checksum(key, body).to_be_bytes() != checksum {
+        return Err(DecodeError::Checksum { what });
+    }
+    Ok(row.slice(..len))
+}
+
+fn row_checksum(key: &[u8], body: &[u8]) -> u32 {
+    xxh3_64_with_seed(body, xxh3_64(key)) as u32
 }
 
 /// Reads values off the front of shared bytes, without copying what it hands out.

@@ -45,8 +45,21 @@ pub struct Config {
     pub backoff_min: Duration,
     /// Longest pause after failed attempts. Default 5 s.
     pub backoff_max: Duration,
-    /// How long a replica that misses a claim waits for somebody who could make it. Default 60 s.
+    /// How long a replica that misses a claim, or whose heal was cut, waits for somebody who could help.
+    /// Default 60 s.
     pub promote_timeout: Duration,
+    /// How long what is written and deleted stays as it is before all members are asked whether they
+    /// know it, so that it can be reclaimed. Default 2 s.
+    pub reclaim_interval: Duration,
+    /// The pause between two steps of reclaiming, which keep local writers waiting for about a
+    /// millisecond each. Default 0.2 ms.
+    pub reclaim_pause: Duration,
+    /// How long a cut that nobody may know any more is waited for before another is proposed; it
+    /// doubles each time. Default 30 s.
+    pub overdue: Duration,
+    /// How long a member may be silent before deletes are reclaimed without it. When it comes back it is
+    /// healed, and what it wrote meanwhile survives. Default 14 days.
+    pub horizon: Duration,
 }
 
 impl Default for Config {
@@ -70,6 +83,10 @@ impl Default for Config {
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(5),
             promote_timeout: Duration::from_secs(60),
+            reclaim_interval: Duration::from_secs(2),
+            reclaim_pause: Duration::from_micros(200),
+            overdue: Duration::from_secs(30),
+            horizon: Duration::from_secs(14 * 24 * 60 * 60),
         }
     }
 }
@@ -124,6 +141,10 @@ impl Config {
             ("round_time", self.round_time),
             ("backoff_max", self.backoff_max),
             ("promote_timeout", self.promote_timeout),
+            ("reclaim_interval", self.reclaim_interval),
+            ("reclaim_pause", self.reclaim_pause),
+            ("overdue", self.overdue),
+            ("horizon", self.horizon),
         ] {
             if value > DURATION_MAX {
                 return refuse(setting, "is more than a year: choose less".to_owned());
@@ -133,6 +154,9 @@ impl Config {
             ("hello_timeout", self.hello_timeout),
             ("stall_timeout", self.stall_timeout),
             ("round_time", self.round_time),
+            ("reclaim_interval", self.reclaim_interval),
+            ("overdue", self.overdue),
+            ("horizon", self.horizon),
         ] {
             if value.is_zero() {
                 return refuse(

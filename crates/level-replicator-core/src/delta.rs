@@ -12,7 +12,7 @@ use crate::limits::{FRAME_PAYLOAD_MAX, RECORDS_FRAME_TARGET};
 use crate::log;
 use crate::mistake::{Mistake, is_planted};
 use crate::packing::RecordsEncoder;
-use crate::record::{Key, Record};
+use crate::record::{Key, Record, covers};
 use crate::state::{StateError, read_record};
 use crate::storage::{Entries, Snapshot, Table};
 use crate::writers::Writers;
@@ -27,6 +27,8 @@ pub struct Delta {
     only: Option<WriterId>,
     ranges: VecDeque<(WriterId, RangeInclusive<u64>)>,
     entries: Option<(WriterId, Entries)>,
+    /// Keys whose records the peer asked for, whatever it knows.
+    wanted: VecDeque<Key>,
     /// A record that did not fit the frame before.
     held_over: Option<(Key, Record)>,
     /// Dots in the ranges that are not live, or were not visited yet.
@@ -68,9 +70,15 @@ impl Delta {
             only,
             ranges: ranges.into(),
             entries: None,
+            wanted: VecDeque::new(),
             held_over: None,
             damaged: None,
         }
+    }
+
+    /// Sends the records of these keys too, whatever the peer knows.
+    pub fn want(&mut self, keys: impl IntoIterator<Item = Key>) {
+        self.wanted.extend(keys);
     }
 
     /// The next records, about as many as fit a frame, or one that is larger; `None` at the end.
@@ -113,6 +121,13 @@ impl Delta {
     }
 
     fn next_record(&mut self) -> Result<Option<(Key, Record)>, StateError> {
+        while let Some(key) = self.wanted.pop_front() {
+            match read_record(self.snapshot.get(Table::Data, &key)?, &key, &self.writers) {
+                // That nothing is here is an answer too.
+                Ok(record) => return Ok(Some((key, record))),
+                Err(damage) => self.damaged = Some(damage),
+            }
+        }
         loop {
             let Some((writer, entries)) = &mut self.entries else {
                 let Some((writer, range)) = self.ranges.pop_front() else {
@@ -129,14 +144,25 @@ impl Delta {
                 self.entries = None;
                 continue;
             };
-            let (row, key) = entry?;
+            let (row, value) = entry?;
             self.unvisited = self.unvisited.saturating_sub(1);
             let dot = Dot {
                 writer,
                 seq: log::seq_of(&row).unwrap_or(0),
             };
+            let key = match log::key_of(&row, &value) {
+                Ok(key) => key,
+                Err(source) => {
+                    let (table, key) = (Table::Log, row);
+                    self.damaged = Some(StateError::Corrupt { table, key, source });
+                    continue;
+                }
+            };
             let row = self.snapshot.get(Table::Data, &key)?;
             match read_record(row, &key, &self.writers) {
+                // The entry of a write that was replaced while its record could not be read.
+                Ok(record)
+                    if covers(&record.history(), dot, &self.writers) && !record.holds(dot) => {}
                 Ok(record) if !record.holds(dot) => {
                     self.damaged = Some(StateError::LogMismatch { dot, key });
                 }
@@ -158,7 +184,7 @@ impl Delta {
 }
 
 /// At least as many bytes as the record takes in a `Records` message.
-fn size_hint(key: &Key, record: &Record) -> usize {
+pub fn size_hint(key: &Key, record: &Record) -> usize {
     let values: usize = record
         .puts()
         .filter_map(|put| put.value())

@@ -1,7 +1,7 @@
 //! What a replica tells its program.
 
 use crate::address::Address;
-use crate::clock::ReplicaId;
+use crate::clock::{Dot, ReplicaId, WriterId};
 use crate::record::Key;
 use crate::session::PeerError;
 
@@ -71,10 +71,45 @@ pub enum Event {
         /// How far its stamp is ahead, in milliseconds.
         ahead_ms: u64,
     },
-    /// Equal clocks, different contents: something is damaged on one of the two sides.
+    /// Equal clocks, different contents: something is damaged on one of the two sides, or was written
+    /// under one name by two processes. Both sides write again what the other lacks; nothing is deleted.
     Divergence {
         /// Who holds something else.
         peer: Peer,
+        /// The key, once the comparison has found it; `None` when only the difference is known.
+        key: Option<Key>,
+        /// Our values of the key, by their dots.
+        ours: Vec<Dot>,
+        /// The peer's values of the key, by their dots.
+        theirs: Vec<Dot>,
+    },
+    /// Two processes wrote under one writer's name, because a machine's memory was resumed twice. Ours
+    /// writes under a new one from now on, and has written its values again.
+    WriterCollision {
+        /// The name that is not used here any more.
+        writer: WriterId,
+        /// How many keys were written again.
+        keys: u64,
+    },
+    /// This replica took a new name: its old one was retired, or a copy of its directory runs too.
+    Renamed {
+        /// What it was called.
+        before: ReplicaId,
+        /// What it is called from now on.
+        now: ReplicaId,
+    },
+    /// A member was silent for the horizon. Nothing waits for it any more until it comes back.
+    Excluded {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// A heal was cut, and nobody who could finish it has been heard of since. This replica goes on with
+    /// what it has; a value that was replaced may appear again beside what replaced it.
+    Promoted,
+    /// What was known here was damaged on disk, and was rebuilt from the data at the open.
+    Rebuilt {
+        /// What was damaged.
+        damage: String,
     },
     /// The program read too slowly, and this many events were dropped here.
     Missed {

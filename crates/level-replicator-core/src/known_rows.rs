@@ -2,8 +2,9 @@
 //!
 //! A writer has one row for its base, and one row for each block of 4,096 numbers in which a range
 //! ahead of the base *begins*, so that a long catch-up rewrites a few small rows, whatever gaps it
-//! leaves. The rule: the rows of a writer, united, are what is known of it. A row that has been
-//! overtaken adds nothing, and is removed when the whole is written.
+//! leaves. What comes in the order of keys, as in a heal, is scattered over all blocks: it gets rows of
+//! its own instead, which are written once. The rule: the rows of a writer, united, are what is known
+//! of it. A row that has been overtaken adds nothing, and is removed when the whole is written.
 
 use std::collections::BTreeSet;
 use std::ops::{Bound, RangeInclusive};
@@ -11,11 +12,21 @@ use std::ops::{Bound, RangeInclusive};
 use bytes::Bytes;
 
 use crate::clock::{Clock, Known};
-use crate::codec::{DecodeError, Reader, put_varint};
+use crate::codec::{DecodeError, Reader, put_varint, seal, unseal};
 use crate::storage::{Batch, Snapshot, StorageError, Table};
 use crate::writers::{WriterOrd, Writers};
 
 const BLOCK_BITS: u32 = 12;
+
+/// What touches more blocks than this is scattered: rewriting them all would cost more, again and
+/// again, than what is new.
+const BLOCKS_REWRITTEN_MAX: usize = 8;
+
+/// The rows of scattered ranges are numbered from here, beyond the blocks of all numbers that there are.
+const SCATTERED: u64 = 1 << 60;
+
+/// Most ranges in one row.
+const ROW_RANGES_MAX: usize = 1 << BLOCK_BITS;
 
 /// Knows which block rows are on disk, and writes the rows that a growing clock needs.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +56,7 @@ impl KnownRows {
         let mut clock = Clock::default();
         for entry in snapshot.range(Table::Clock, Bound::Unbounded, Bound::Unbounded) {
             let (key, value) = entry?;
+            let value = unseal(&key, &value, WHAT)?;
             let mut key = Reader::new(key, WHAT);
             let (ord, row) = (key.u32()?, key.u64()?);
             key.finish()?;
@@ -77,9 +89,36 @@ impl KnownRows {
         if base_grew {
             put_base(batch, ord, known.base());
         }
+        if blocks.len() > BLOCKS_REWRITTEN_MAX {
+            self.put_scattered(batch, ord, added);
+            return;
+        }
         for block in blocks {
             self.put_block(batch, ord, block, known);
         }
+    }
+
+    /// Writes ranges into rows of their own.
+    fn put_scattered(&mut self, batch: &mut Batch, ord: WriterOrd, added: &Known) {
+        let ranges: Vec<_> = added.ranges().collect();
+        let mut before = self.blocks.range((ord, SCATTERED)..=(ord, u64::MAX));
+        let first = before.next_back().map_or(SCATTERED, |(_, last)| last + 1);
+        for (block, ranges) in (first..).zip(ranges.chunks(ROW_RANGES_MAX)) {
+            self.put_row(batch, ord, block, ranges);
+        }
+    }
+
+    /// Forgets the clock on disk, row by row.
+    pub fn clear(
+        &mut self,
+        batch: &mut Batch,
+        snapshot: &dyn Snapshot,
+    ) -> Result<(), StorageError> {
+        for entry in snapshot.range(Table::Clock, Bound::Unbounded, Bound::Unbounded) {
+            batch.remove(Table::Clock, entry?.0);
+        }
+        self.blocks.clear();
+        Ok(())
     }
 
     /// Whether a writer has rows beside its base's.
@@ -114,20 +153,31 @@ impl KnownRows {
         let begin_here: Vec<_> = ranges
             .filter(|range| span.contains(range.start()))
             .collect();
-        batch.put(
-            Table::Clock,
-            row_key(ord, block + 1),
-            encode_ranges(&begin_here),
-        );
+        self.put_row(batch, ord, block, &begin_here);
+    }
+
+    fn put_row(
+        &mut self,
+        batch: &mut Batch,
+        ord: WriterOrd,
+        block: u64,
+        ranges: &[RangeInclusive<u64>],
+    ) {
+        let row = row_key(ord, block + 1);
+        let mut value = encode_ranges(ranges);
+        seal(&row, &mut value);
+        batch.put(Table::Clock, row, value);
         self.blocks.insert((ord, block));
     }
 }
 
 /// Writes the base of one writer.
 pub fn put_base(batch: &mut Batch, ord: WriterOrd, base: u64) {
-    let mut value = Vec::with_capacity(10);
+    let row = row_key(ord, 0);
+    let mut value = Vec::with_capacity(14);
     put_varint(&mut value, base);
-    batch.put(Table::Clock, row_key(ord, 0), value);
+    seal(&row, &mut value);
+    batch.put(Table::Clock, row, value);
 }
 
 fn row_key(ord: WriterOrd, row: u64) -> Bytes {
@@ -148,7 +198,7 @@ fn encode_ranges(ranges: &[RangeInclusive<u64>]) -> Vec<u8> {
 }
 
 fn decode_ranges(reader: &mut Reader) -> Result<Vec<RangeInclusive<u64>>, DecodeError> {
-    let count = reader.count(1 << BLOCK_BITS, 2)?;
+    let count = reader.count(ROW_RANGES_MAX, 2)?;
     let invalid = DecodeError::Invalid { what: "clock row" };
     let mut ranges = Vec::with_capacity(count);
     for _ in 0..count {
@@ -178,6 +228,47 @@ mod tests {
         };
         writers.add(descriptor).expect("a writer without a parent");
         writers
+    }
+
+    #[test]
+    fn scattered_writes_cost_what_is_new_and_load_as_the_whole_clock() {
+        let storage = MemoryStorage::new();
+        let mut rows = KnownRows::default();
+        let mut clock = Clock::default();
+        let mut bytes = 0;
+        for piece in 0..40 {
+            let mut added = Known::default();
+            // Each piece has writes of every block.
+            (0..2_500).for_each(|at| added.insert(at * 41 + piece + 2..=at * 41 + piece + 2));
+            for range in added.ranges() {
+                clock.insert_range(WRITER, range);
+            }
+            let mut batch = Batch::default();
+            let known = clock.get(WRITER).expect("something was added");
+            rows.put_added(&mut batch, 0, known, &added);
+            let sizes = batch
+                .changes()
+                .iter()
+                .map(|row| row.value.as_ref().map_or(0, Bytes::len));
+            bytes += sizes.sum::<usize>();
+            storage.commit(batch).expect("memory takes all");
+        }
+
+        let (mut loaded_rows, loaded) =
+            KnownRows::load(&*storage.snapshot(), &writers()).expect("good rows");
+        assert_eq!(loaded, clock);
+        assert!(bytes < 40 * 2_500 * 5, "{bytes} bytes for 100,000 writes");
+
+        let mut batch = Batch::default();
+        let known = clock.get(WRITER).expect("something was added");
+        loaded_rows.put_whole(&mut batch, 0, known);
+        storage.commit(batch).expect("memory takes all");
+        let rows = storage
+            .snapshot()
+            .range(Table::Clock, Bound::Unbounded, Bound::Unbounded);
+        assert!(rows.count() <= 28, "what was overtaken stays");
+        let (_, loaded) = KnownRows::load(&*storage.snapshot(), &writers()).expect("good rows");
+        assert_eq!(loaded, clock);
     }
 
     #[test]

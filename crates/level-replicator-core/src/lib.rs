@@ -17,6 +17,8 @@ pub mod clock;
 
 pub mod writers;
 
+pub mod members;
+
 pub mod record;
 
 pub mod resolver;
@@ -35,13 +37,15 @@ pub mod frame;
 
 pub mod packing;
 
-pub mod message;
-
 pub mod announcement;
 
 pub mod config;
 
 pub mod delta;
+
+pub mod heal;
+
+pub mod message;
 
 pub mod session;
 

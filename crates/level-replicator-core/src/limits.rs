@@ -80,3 +80,37 @@ pub const STAMP_MAX: u64 = (1 << 56) - 1;
 /// How far a peer's stamp may be ahead of our clock before [`Event::ClockSkew`](crate::event::Event) says so,
 /// in microseconds: five minutes, more than any kept clock is off.
 pub const SKEW_NOTICE_US: u64 = 5 * 60 * 1_000_000;
+
+/// Members of a cluster, the retired ones too: far more than the largest cluster this store is made for.
+pub const MEMBERS_MAX: usize = 4_096;
+
+/// Members named by one `Cluster` message: keeps it well below a frame.
+pub const MEMBERS_PER_MESSAGE: usize = 1_024;
+
+/// Keys in one range that is compared at once. A fingerprint of one range costs about forty bytes,
+/// a range that differs eight bytes for each of its keys.
+pub const RANGE_KEYS: usize = 256;
+
+/// Bytes of keys, or of records, at which a range that is compared at once ends.
+pub const RANGE_BYTES: usize = 64 << 10;
+
+/// Ranges that wait for the peer's answer: enough to keep both sides at work over a slow line.
+pub const RANGES_PENDING: usize = 32;
+
+/// Items of one range that its receiver lists at once; it lists more in several parts.
+pub const LIST_ITEMS_MAX: usize = 1_024;
+
+/// What one step of reclaiming may cost: keeps local writers waiting for about a millisecond.
+pub const RECLAIM_STEP: usize = 1_024;
+
+/// What it costs to look at a record, when an entry of the log that leads to none costs 1.
+pub const RECLAIM_RECORD_COST: usize = 8;
+
+/// Keys whose records one replica asks of another at once, because its own cannot be read.
+pub const WANTED_KEYS_MAX: usize = 3;
+
+/// Damaged keys that are remembered, to ask peers for them; a scan finds the others again.
+pub const DAMAGED_KEYS_MAX: usize = 1_024;
+
+/// Ends of our own links that are remembered, to know a link to ourselves: it says hello at once.
+pub const LINK_TOKENS_MAX: usize = 256;

@@ -7,13 +7,16 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 
 use crate::address::Address;
-use crate::clock::{Clock, Known, ReplicaId, WriterId};
+use crate::clock::{Clock, Dot, Known, ReplicaId, WriterId};
 use crate::codec::{DecodeError, Reader, flag, put_prefixed, put_varint};
 use crate::frame::{Frame, FrameWriter, WIRE_VERSION};
+use crate::heal::{List, Plan, Purpose, Range, Start};
 use crate::limits::{
     ADDRESS_BYTES_MAX, ADDRESSES_PER_MESSAGE, CLUSTER_BYTES_MAX, DESCRIPTORS_PER_MESSAGE,
-    FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, UNCLAIMED_PER_MESSAGE,
+    FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, KEY_BYTES_MAX, LIST_ITEMS_MAX, MEMBERS_PER_MESSAGE,
+    UNCLAIMED_PER_MESSAGE, WANTED_KEYS_MAX,
 };
+use crate::members::{Epoch, Member, Members};
 use crate::packing::{RecordsEncoder, decode_records};
 use crate::record::{Key, Record};
 use crate::writers::Descriptor;
@@ -54,6 +57,8 @@ pub enum Message {
     Yield {
         /// The writer, if there is one, of whose writes you now have all that I have.
         whole: Option<WriterId>,
+        /// What I hold is not whole, and you do not know what is missing: ask somebody else.
+        unserved: bool,
     },
     /// What I have taken in.
     Applied(Applied),
@@ -66,6 +71,45 @@ pub enum Message {
     },
     /// I have nothing more to say and close the link.
     Bye,
+    /// What I know of members and the epoch.
+    Cluster(ClusterNews),
+    /// My floor, as far as it differs from what I told last.
+    Floor {
+        /// What differs.
+        heads: Heads,
+        /// More heads follow in another `Floor`.
+        more: bool,
+    },
+    /// Instead of records by dots, the round compares what both hold, range by range.
+    Plan(Plan),
+    /// Answers a plan.
+    Start(Start),
+    /// The next range of the comparison.
+    Range(Range),
+    /// What I have in the first range that is open.
+    List(List),
+    /// The places in the first list that is open of items that I do not have.
+    Absent(Vec<u64>),
+    /// Send me the records of these keys: mine cannot be read.
+    Want(Vec<Key>),
+    /// Of these writers' parents, by the last number that each writer's process knew of its own, and of
+    /// the parents' parents: the clock or the floor that comes next holds all, and leaves it out.
+    Chains(Vec<(WriterId, Dot)>),
+    /// I do not know the parents that you named: tell your clock with nothing left out.
+    TellAll,
+}
+
+/// What a replica knows of members and the epoch, or a piece of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClusterNews {
+    /// Members.
+    pub members: Vec<(ReplicaId, Member)>,
+    /// The epoch, with what this piece holds of its cut.
+    pub epoch: Epoch,
+    /// The cut is told, in this piece and others.
+    pub has_cut: bool,
+    /// More follows in another `Cluster`.
+    pub more: bool,
 }
 
 /// The first message: who is here.
@@ -85,14 +129,20 @@ pub struct Hello {
     pub clock_digest: u128,
     /// Fingerprint of its contents, if it is known.
     pub state_digest: Option<u128>,
-    /// Whether its state is whole: it holds no histories without a live write.
-    ///
-    /// A floor that is not yet covered will count here too.
+    /// Whether its state is whole: no heal is unfinished, and no history is without a live write.
     pub whole: bool,
+    /// Whether it is being healed, and takes records from nobody else.
+    pub heals: bool,
     /// Whether it waits for no claim. One that does wants to be told the clock in full.
     pub settled: bool,
-    /// The number of its membership epoch; 0 as long as there are none.
-    pub epoch: u64,
+    /// A random number of this link's end, to tell a process from a copy of its memory.
+    pub token: u64,
+    /// Fingerprint of its floor.
+    pub floor_digest: u128,
+    /// Fingerprint of what it knows of members and the epoch.
+    pub cluster_digest: u64,
+    /// Fingerprint of the epoch's name.
+    pub epoch_digest: u64,
     /// Fingerprint of the addresses it knows.
     pub addresses_digest: u64,
     /// Where it can be reached, if it can. An unspecified host stands for the one the link comes from.
@@ -123,13 +173,14 @@ pub struct Applied {
     pub answers: bool,
     /// The round that was claimed or yielded is applied.
     pub ends: bool,
+    /// I am being healed by somebody else, and take no records until I say otherwise.
+    pub heals: bool,
     /// More heads follow in another `Applied`.
     pub more: bool,
     /// What I know now, as far as it differs from what I told last.
     pub heads: Heads,
 }
 
-/// Kinds 12 to 16 are kept for Members, Epoch, Plan, Range and Want.
 mod kind {
     pub(super) const HELLO: u8 = 1;
     pub(super) const WRITERS: u8 = 2;
@@ -142,6 +193,16 @@ mod kind {
     pub(super) const ADDRESSES: u8 = 9;
     pub(super) const BUSY: u8 = 10;
     pub(super) const BYE: u8 = 11;
+    pub(super) const CLUSTER: u8 = 12;
+    pub(super) const FLOOR: u8 = 13;
+    pub(super) const PLAN: u8 = 14;
+    pub(super) const START: u8 = 15;
+    pub(super) const RANGE: u8 = 16;
+    pub(super) const LIST: u8 = 17;
+    pub(super) const ABSENT: u8 = 18;
+    pub(super) const WANT: u8 = 19;
+    pub(super) const CHAINS: u8 = 20;
+    pub(super) const TELL_ALL: u8 = 21;
 }
 
 const CLOCK_ASKS: u8 = 1;
@@ -149,10 +210,15 @@ const CLOCK_MORE: u8 = 2;
 const APPLIED_ANSWERS: u8 = 1;
 const APPLIED_ENDS: u8 = 2;
 const APPLIED_MORE: u8 = 4;
+const APPLIED_HEALS: u8 = 8;
+const CLUSTER_CUT: u8 = 1;
+const CLUSTER_MORE: u8 = 2;
+const YIELD_UNSERVED: u8 = 1;
 const HELLO_STATE: u8 = 1;
 const HELLO_WHOLE: u8 = 2;
 const HELLO_ADVERTISED: u8 = 4;
 const HELLO_SETTLED: u8 = 8;
+const HELLO_HEALS: u8 = 16;
 const HEAD_ADDS: u8 = 1;
 const HEAD_AHEAD: u8 = 2;
 
@@ -197,14 +263,16 @@ impl Message {
                 put_writers(out, unclaimed);
                 kind::CLAIM
             }
-            Message::Yield { whole } => {
+            Message::Yield { whole, unserved } => {
+                out.push(flag(*unserved, YIELD_UNSERVED));
                 put_writers(out, whole.as_slice());
                 kind::YIELD
             }
             Message::Applied(applied) => {
                 let flags = flag(applied.answers, APPLIED_ANSWERS)
                     | flag(applied.ends, APPLIED_ENDS)
-                    | flag(applied.more, APPLIED_MORE);
+                    | flag(applied.more, APPLIED_MORE)
+                    | flag(applied.heals, APPLIED_HEALS);
                 out.push(flags);
                 put_varint(out, applied.consumed);
                 applied.heads.encode(out);
@@ -222,7 +290,84 @@ impl Message {
                 kind::BUSY
             }
             Message::Bye => kind::BYE,
+            Message::Cluster(news) => {
+                news.encode(out);
+                kind::CLUSTER
+            }
+            Message::Floor { heads, more } => {
+                out.push(u8::from(*more));
+                heads.encode(out);
+                kind::FLOOR
+            }
+            Message::Plan(plan) => {
+                out.push(u8::from(plan.purpose == Purpose::Scrub));
+                out.extend_from_slice(&plan.seed.to_be_bytes());
+                put_prefixed(out, &plan.start);
+                put_end(out, plan.end.as_ref());
+                kind::PLAN
+            }
+            Message::Start(start) => {
+                match start {
+                    Start::Refused => out.push(0),
+                    Start::From(key) => {
+                        out.push(1);
+                        put_prefixed(out, key);
+                    }
+                }
+                kind::START
+            }
+            Message::Range(range) => {
+                put_varint(out, range.count);
+                out.extend_from_slice(&range.fingerprint.to_be_bytes());
+                put_end(out, range.end.as_ref());
+                kind::RANGE
+            }
+            Message::List(list) => {
+                out.push(u8::from(*list != List::Same));
+                if let List::Items { end, hashes } = list {
+                    put_end(out, end.as_ref());
+                    put_varint(out, hashes.len() as u64);
+                    for hash in hashes {
+                        out.extend_from_slice(&hash.to_be_bytes());
+                    }
+                }
+                kind::LIST
+            }
+            Message::Absent(places) => {
+                put_varint(out, places.len() as u64);
+                places.iter().for_each(|&place| put_varint(out, place));
+                kind::ABSENT
+            }
+            Message::Want(keys) => {
+                put_varint(out, keys.len() as u64);
+                keys.iter().for_each(|key| put_prefixed(out, key));
+                kind::WANT
+            }
+            Message::Chains(chains) => {
+                put_varint(out, chains.len() as u64);
+                for (writer, parent) in chains {
+                    out.extend_from_slice(&writer.0.to_be_bytes());
+                    out.extend_from_slice(&parent.writer.0.to_be_bytes());
+                    put_varint(out, parent.seq);
+                }
+                kind::CHAINS
+            }
+            Message::TellAll => kind::TELL_ALL,
         }
+    }
+
+    /// Whether the message belongs to the round that a clock has begun.
+    pub fn is_of_round(&self) -> bool {
+        matches!(
+            self,
+            Message::Records(_)
+                | Message::Fragment { .. }
+                | Message::Claim { .. }
+                | Message::Yield { .. }
+                | Message::Plan(_)
+                | Message::Range(_)
+                | Message::Absent(_)
+        )
     }
 
     /// Reads the message of a frame.
@@ -260,6 +405,7 @@ impl Message {
                 unclaimed: decode_writers(&mut reader, UNCLAIMED_PER_MESSAGE)?,
             },
             kind::YIELD => Message::Yield {
+                unserved: reader.u8()? & YIELD_UNSERVED != 0,
                 whole: decode_writers(&mut reader, 1)?.pop(),
             },
             kind::APPLIED => {
@@ -268,6 +414,7 @@ impl Message {
                     answers: flags & APPLIED_ANSWERS != 0,
                     ends: flags & APPLIED_ENDS != 0,
                     more: flags & APPLIED_MORE != 0,
+                    heals: flags & APPLIED_HEALS != 0,
                     consumed: reader.varint()?,
                     heads: Heads::decode(&mut reader)?,
                 })
@@ -281,6 +428,64 @@ impl Message {
                 retry_ms: reader.varint()?,
             },
             kind::BYE => Message::Bye,
+            kind::CLUSTER => Message::Cluster(ClusterNews::decode(&mut reader)?),
+            kind::FLOOR => Message::Floor {
+                more: decode_bool(&mut reader, "floor")?,
+                heads: Heads::decode(&mut reader)?,
+            },
+            kind::PLAN => Message::Plan(Plan {
+                purpose: match decode_bool(&mut reader, "plan")? {
+                    false => Purpose::Heal,
+                    true => Purpose::Scrub,
+                },
+                seed: reader.u64()?,
+                start: reader.prefixed(KEY_BYTES_MAX + 1)?,
+                end: decode_end(&mut reader)?,
+            }),
+            kind::START => Message::Start(match decode_bool(&mut reader, "start")? {
+                false => Start::Refused,
+                true => Start::From(reader.prefixed(KEY_BYTES_MAX + 1)?),
+            }),
+            kind::RANGE => Message::Range(Range {
+                count: reader.varint()?,
+                fingerprint: u128::from_be_bytes(reader.array()?),
+                end: decode_end(&mut reader)?,
+            }),
+            kind::LIST if !decode_bool(&mut reader, "list")? => Message::List(List::Same),
+            kind::LIST => {
+                let end = decode_end(&mut reader)?;
+                let count = reader.count(4 * LIST_ITEMS_MAX, 8)?;
+                let hashes = (0..count).map(|_| reader.u64());
+                let hashes = hashes.collect::<Result<_, _>>()?;
+                Message::List(List::Items { end, hashes })
+            }
+            kind::ABSENT => {
+                let count = reader.count(4 * LIST_ITEMS_MAX, 1)?;
+                let places = (0..count).map(|_| reader.varint());
+                Message::Absent(places.collect::<Result<_, _>>()?)
+            }
+            kind::WANT => {
+                let count = reader.count(WANTED_KEYS_MAX, 1)?;
+                let keys = (0..count).map(|_| reader.prefixed(KEY_BYTES_MAX));
+                Message::Want(keys.collect::<Result<_, _>>()?)
+            }
+            kind::CHAINS => {
+                let count = reader.count(HEADS_PER_MESSAGE, 17)?;
+                let chains = (0..count).map(|_| {
+                    let writer = WriterId(reader.u64()?);
+                    let parent = WriterId(reader.u64()?);
+                    let seq = reader.varint()?;
+                    Ok((
+                        writer,
+                        Dot {
+                            writer: parent,
+                            seq,
+                        },
+                    ))
+                });
+                Message::Chains(chains.collect::<Result<_, DecodeError>>()?)
+            }
+            kind::TELL_ALL => Message::TellAll,
             _ => {
                 return Err(DecodeError::Invalid {
                     what: "message kind",
@@ -297,6 +502,82 @@ fn decode_bool(reader: &mut Reader, what: &'static str) -> Result<bool, DecodeEr
         0 => Ok(false),
         1 => Ok(true),
         _ => Err(DecodeError::Invalid { what }),
+    }
+}
+
+/// The end of a range: nothing for the end of all keys.
+fn put_end(out: &mut Vec<u8>, end: Option<&Key>) {
+    out.push(u8::from(end.is_some()));
+    if let Some(end) = end {
+        put_prefixed(out, end);
+    }
+}
+
+fn decode_end(reader: &mut Reader) -> Result<Option<Key>, DecodeError> {
+    if !decode_bool(reader, "end of a range")? {
+        return Ok(None);
+    }
+    reader.prefixed(KEY_BYTES_MAX + 1).map(Some)
+}
+
+impl ClusterNews {
+    /// All of it, in pieces that fit a message each.
+    pub fn pieces(members: &Members, epoch: &Epoch, has_cut: bool) -> Vec<ClusterNews> {
+        let all: Vec<_> = members.iter().collect();
+        let told = |cut: Clock| Epoch {
+            cut,
+            ..epoch.clone()
+        };
+        let piece = |members: &[_], cut| ClusterNews {
+            members: members.to_vec(),
+            epoch: told(cut),
+            has_cut,
+            more: true,
+        };
+        let mut pieces: Vec<ClusterNews> = all
+            .chunks(MEMBERS_PER_MESSAGE)
+            .map(|members| piece(members, Clock::default()))
+            .collect();
+        if has_cut {
+            for heads in Heads::changed(&epoch.cut, &Clock::default()) {
+                let mut cut = Clock::default();
+                heads.update(&mut cut);
+                pieces.push(piece(&[], cut));
+            }
+        }
+        if let Some(last) = pieces.last_mut() {
+            last.more = false;
+        }
+        pieces
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(flag(self.has_cut, CLUSTER_CUT) | flag(self.more, CLUSTER_MORE));
+        put_varint(out, self.members.len() as u64);
+        for (replica, member) in &self.members {
+            out.extend_from_slice(&replica.0);
+            member.encode(out);
+        }
+        self.epoch.encode_head(out);
+        let heads = Heads::changed(&self.epoch.cut, &Clock::default());
+        for head in heads.into_iter().take(1) {
+            head.encode(out);
+        }
+    }
+
+    fn decode(reader: &mut Reader) -> Result<ClusterNews, DecodeError> {
+        let flags = reader.u8()?;
+        let count = reader.count(MEMBERS_PER_MESSAGE, 33)?;
+        let members = (0..count).map(|_| Ok((ReplicaId(reader.array()?), Member::decode(reader)?)));
+        let members = members.collect::<Result<_, DecodeError>>()?;
+        let mut epoch = Epoch::decode_head(reader)?;
+        Heads::decode(reader)?.update(&mut epoch.cut);
+        Ok(ClusterNews {
+            members,
+            epoch,
+            has_cut: flags & CLUSTER_CUT != 0,
+            more: flags & CLUSTER_MORE != 0,
+        })
     }
 }
 
@@ -331,12 +612,16 @@ impl Hello {
             flag(self.state_digest.is_some(), HELLO_STATE)
                 | flag(self.whole, HELLO_WHOLE)
                 | flag(self.settled, HELLO_SETTLED)
+                | flag(self.heals, HELLO_HEALS)
                 | flag(self.advertised.is_some(), HELLO_ADVERTISED),
         );
         if let Some(digest) = self.state_digest {
             out.extend_from_slice(&digest.to_be_bytes());
         }
-        put_varint(out, self.epoch);
+        out.extend_from_slice(&self.token.to_be_bytes());
+        out.extend_from_slice(&self.floor_digest.to_be_bytes());
+        out.extend_from_slice(&self.cluster_digest.to_be_bytes());
+        out.extend_from_slice(&self.epoch_digest.to_be_bytes());
         out.extend_from_slice(&self.addresses_digest.to_be_bytes());
         if let Some(address) = &self.advertised {
             put_prefixed(out, address.as_str().as_bytes());
@@ -369,7 +654,11 @@ impl Hello {
         }
         hello.whole = flags & HELLO_WHOLE != 0;
         hello.settled = flags & HELLO_SETTLED != 0;
-        hello.epoch = reader.varint()?;
+        hello.heals = flags & HELLO_HEALS != 0;
+        hello.token = reader.u64()?;
+        hello.floor_digest = u128::from_be_bytes(reader.array()?);
+        hello.cluster_digest = reader.u64()?;
+        hello.epoch_digest = reader.u64()?;
         hello.addresses_digest = reader.u64()?;
         if flags & HELLO_ADVERTISED != 0 {
             hello.advertised = Some(decode_address(&mut reader)?);
@@ -389,7 +678,11 @@ impl Hello {
             state_digest: None,
             whole: false,
             settled: false,
-            epoch: 0,
+            heals: false,
+            token: 0,
+            floor_digest: 0,
+            cluster_digest: 0,
+            epoch_digest: 0,
             addresses_digest: 0,
             advertised: None,
         }

@@ -115,6 +115,36 @@ mistakes! {
     UnclaimedNotKept = "unclaimed-not-kept",
     /// Equal clocks are enough to part, even if one side waits for a claim.
     SettledByClock = "settled-by-clock",
+    /// A delete is dropped though earlier writes of its writer, which it stands for, are not below the floor.
+    DeleteOverGap = "delete-over-gap",
+    /// A record that cannot be stripped at its cut is never looked at again.
+    WaitingForgotten = "waiting-forgotten",
+    /// A replica that was healed half-way serves everybody.
+    HalfHealedServes = "half-healed-serves",
+    /// What a heal wanted does not become part of the floor when it is covered by another way.
+    WantedForgotten = "wanted-forgotten",
+    /// A cut holds writers though something is missing that their parents' chain implies.
+    CutNotClosed = "cut-not-closed",
+    /// A member agrees to a cut that it does not know.
+    AckEarly = "ack-early",
+    /// An epoch completes without waiting for the members.
+    EpochWithoutMembers = "epoch-without-members",
+    /// A peer is served from the log though it does not know the floor.
+    NoFloorCheck = "no-floor-check",
+    /// A push goes to a peer that does not know the floor.
+    PushBelowFloor = "push-below-floor",
+    /// The sender's floor is not adopted before its records are taken.
+    FloorNotAdopted = "floor-not-adopted",
+    /// A heal removes nothing that its sender's clock covers.
+    HealWithoutClock = "heal-without-clock",
+    /// A replica that heals takes records from others too.
+    HealBesideOthers = "heal-beside-others",
+    /// A delete is dropped at the next step of reclaiming, whoever knows of it.
+    TombstonesByAge = "tombstones-by-age",
+    /// Histories are dropped when they lie within the own clock.
+    StripByOwnClock = "strip-by-own-clock",
+    /// Replicas whose heal is unfinished are compared as if they held the same.
+    ScrubHalfHealed = "scrub-half-healed",
     /// A push calls its author's batches whole though parts of them have been replaced.
     WholeThoughReplaced = "whole-though-replaced",
 }

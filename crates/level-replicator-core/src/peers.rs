@@ -36,6 +36,8 @@ pub struct PeerEntry {
     pub synced_us: Option<u64>,
     /// What it was last heard to know: a hint for when to call, never a ground for a claim.
     pub heard: Option<Arc<Clock>>,
+    /// Fingerprint of members and epoch when the last conversation ended, if both sides knew the same.
+    pub cluster_told: u64,
 }
 
 /// All addresses known.
@@ -74,6 +76,7 @@ impl PeerTable {
                 is_self: false,
                 synced_us: None,
                 heard: None,
+                cluster_told: 0,
             },
         );
         true

@@ -5,10 +5,10 @@
 //! Shoker, Baquero 2016), with the clock of the whole replica as causal context.
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use crate::clock::{Clock, Dot, Stamp, VersionVector, WriterId};
-use crate::codec::{DecodeError, Reader, put_varint};
+use crate::clock::{Clock, Dot, Known, Stamp, VersionVector, WriterId};
+use crate::codec::{DecodeError, Reader, put_varint, seal, unseal};
 use crate::limits::{SIBLINGS_MAX, VALUE_BYTES_CEILING};
 use crate::mistake::{Mistake, is_planted};
 use crate::writers::{WriterOrd, Writers};
@@ -160,7 +160,7 @@ impl Record {
     }
 
     /// All that the record's history covers: `seen` and the live dots themselves.
-    fn history(&self) -> VersionVector {
+    pub fn history(&self) -> VersionVector {
         let mut history = self.seen.clone();
         for version in &self.live {
             history.raise(version.dot);
@@ -168,8 +168,43 @@ impl Record {
         history
     }
 
+    /// Whether anything is held that a floor may make superfluous: a delete or a history.
+    pub fn is_strippable(&self) -> bool {
+        !self.seen.is_empty() || self.live.iter().any(|version| version.value().is_none())
+    }
+
+    /// Whether only a history is left.
+    pub fn is_ghost(&self) -> bool {
+        self.live.is_empty() && !self.seen.is_empty()
+    }
+
+    /// The record without what nobody needs any more, if all of it lies below a floor.
+    ///
+    /// Who knows the floor knows all that the deletes and the history stand for; who does not is
+    /// healed before it is told anything else. A delete stands for *all* earlier writes of its
+    /// writer under the key, so the floor must hold those without a gap; of a value it must hold the
+    /// write itself. The floor holds with each writer the writes that its parents' chain implies.
+    pub fn stripped(&self, floor: &Clock) -> Option<Record> {
+        let reaches = |dot: Dot| floor.get(dot.writer).map_or(0, Known::base) >= dot.seq;
+        let is_below = |version: &Version| match version.content {
+            Content::Put(_) => floor.contains(version.dot),
+            Content::Delete if is_planted(Mistake::DeleteOverGap) => floor.contains(version.dot),
+            Content::Delete if is_planted(Mistake::TombstonesByAge) => true,
+            Content::Delete => reaches(version.dot),
+        };
+        if !self.is_strippable()
+            || !self.live.iter().all(is_below)
+            || !self.seen.iter().all(reaches)
+        {
+            return None;
+        }
+        let live = self.puts().cloned().collect();
+        let seen = VersionVector::default();
+        Some(Record { live, seen })
+    }
+
     /// Forgets the part of `seen` that the live dots, or the rest of it, imply.
-    fn drop_implied(&mut self, writers: &Writers) {
+    pub fn drop_implied(&mut self, writers: &Writers) {
         if is_planted(Mistake::NoHistory) {
             self.seen = VersionVector::default();
         }
@@ -214,6 +249,7 @@ impl Record {
             keys: 1,
             conflicts: u64::from(siblings),
             deletes: 0,
+            log: 0,
             digest: xxh3_128(&bytes),
         }
     }
@@ -247,8 +283,10 @@ pub struct Tally {
     pub keys: u64,
     /// Keys with two or more concurrent values.
     pub conflicts: u64,
-    /// Keys of which only a delete is left.
+    /// Keys of which only a delete is left, which waits to be reclaimed.
     pub deletes: u64,
+    /// Entries of the log: live writes that are not below the floor.
+    pub log: u64,
     /// Sum of a 128-bit hash of each key with the dots and contents of its live values: equal on
     /// replicas that hold the same.
     pub digest: u128,
@@ -260,6 +298,7 @@ impl Tally {
         self.keys = self.keys.wrapping_add(other.keys);
         self.conflicts = self.conflicts.wrapping_add(other.conflicts);
         self.deletes = self.deletes.wrapping_add(other.deletes);
+        self.log = self.log.wrapping_add(other.log);
         self.digest = self.digest.wrapping_add(other.digest);
     }
 
@@ -268,15 +307,17 @@ impl Tally {
         self.keys = self.keys.wrapping_sub(other.keys);
         self.conflicts = self.conflicts.wrapping_sub(other.conflicts);
         self.deletes = self.deletes.wrapping_sub(other.deletes);
+        self.log = self.log.wrapping_sub(other.log);
         self.digest = self.digest.wrapping_sub(other.digest);
     }
 
-    /// The tally as 40 bytes.
+    /// The tally as 48 bytes.
     pub fn to_bytes(self) -> Bytes {
-        let mut out = Vec::with_capacity(40);
+        let mut out = Vec::with_capacity(48);
         out.extend_from_slice(&self.keys.to_be_bytes());
         out.extend_from_slice(&self.conflicts.to_be_bytes());
         out.extend_from_slice(&self.deletes.to_be_bytes());
+        out.extend_from_slice(&self.log.to_be_bytes());
         out.extend_from_slice(&self.digest.to_be_bytes());
         out.into()
     }
@@ -288,6 +329,7 @@ impl Tally {
             keys: reader.u64()?,
             conflicts: reader.u64()?,
             deletes: reader.u64()?,
+            log: reader.u64()?,
             digest: u128::from_be_bytes(reader.array()?),
         };
         reader.finish()?;
@@ -305,7 +347,6 @@ const SINGLE: u8 = 1;
 /// With [`SINGLE`]: the one live write is a delete.
 const SINGLE_DELETE: u8 = 2;
 const STAMP_BYTES: usize = 7;
-const CHECKSUM_BYTES: usize = 4;
 
 /// The disk form of a record; see docs/storage.md.
 pub fn encode_row(key: &[u8], record: &Record, ord: impl Fn(WriterId) -> WriterOrd) -> Bytes {
@@ -349,8 +390,7 @@ pub fn encode_row(key: &[u8], record: &Record, ord: impl Fn(WriterId) -> WriterO
         record.seen.iter().for_each(|dot| put_dot(&mut out, dot));
     }
 
-    let checksum = row_checksum(key, &out);
-    out.extend_from_slice(&checksum.to_be_bytes());
+    seal(key, &mut out);
     // Without spare room the bytes can be shared as they are.
     out.shrink_to_fit();
     out.into()
@@ -364,7 +404,7 @@ pub fn encode_row(key: &[u8], record: &Record, ord: impl Fn(WriterId) -> WriterO
 pub fn decode_row(key: &[u8], row: Bytes, writers: &Writers) -> Result<Record, DecodeError> {
     const WHAT: &str = "stored record";
     let invalid = DecodeError::Invalid { what: WHAT };
-    let body = checked_body(key, row)?;
+    let body = unseal(key, &row, WHAT)?;
     let mut reader = Reader::new(body, WHAT);
     let dot = |reader: &mut Reader| {
         let ord = WriterOrd::try_from(reader.varint()?).ok();
@@ -427,7 +467,7 @@ pub fn decode_row(key: &[u8], row: Bytes, writers: &Writers) -> Result<Record, D
 ///
 /// `None` if there are several live writes or a history: then the record must be decoded.
 pub fn single_value(key: &[u8], row: &Bytes) -> Result<Option<Content>, DecodeError> {
-    let body = checked_body(key, row.clone())?;
+    let body = unseal(key, row, "stored record")?;
     let mut reader = Reader::new(body, "stored record");
     let flags = reader.u8()?;
     if flags & SINGLE == 0 {
@@ -446,20 +486,4 @@ fn stamp(reader: &mut Reader) -> Result<Stamp, DecodeError> {
     let mut micros = [0; 8];
     micros[8 - STAMP_BYTES..].copy_from_slice(reader.slice(STAMP_BYTES)?);
     Ok(Stamp::from_micros(u64::from_be_bytes(micros)))
-}
-
-fn checked_body(key: &[u8], row: Bytes) -> Result<Bytes, DecodeError> {
-    const WHAT: &str = "stored record";
-    let Some(len) = row.len().checked_sub(CHECKSUM_BYTES) else {
-        return Err(DecodeError::Truncated { what: WHAT });
-    };
-    let (body, checksum) = row.split_at(len);
-    if row_checksum(key, body).to_be_bytes() != checksum {
-        return Err(DecodeError::Checksum { what: WHAT });
-    }
-    Ok(row.slice(..len))
-}
-
-fn row_checksum(key: &[u8], body: &[u8]) -> u32 {
-    xxh3_64_with_seed(body, xxh3_64(key)) as u32
 }

@@ -5,6 +5,8 @@
 //! [`Replica::poll_output`], and calls again at [`Replica::next_timeout`] at the latest.
 
 mod conversation;
+mod healing;
+mod membership;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -13,6 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use self::conversation::{check_dots, check_writers};
+use self::healing::Slices;
+use self::membership::EpochTimes;
 use crate::address::Address;
 use crate::clock::{Clock, Dot, Now, ReplicaId, micros};
 use crate::config::Config;
@@ -49,6 +53,8 @@ pub enum Input {
     Closed(LinkId, Option<PeerError>),
     /// An address was found.
     Discovered(Address, Discovery),
+    /// Everything committed before [`Output::Sync`] would survive a loss of power.
+    Synced,
     /// Time has passed.
     Timeout,
 }
@@ -64,6 +70,10 @@ pub enum Output {
     Close(LinkId),
     /// Tell the program.
     Event(Event),
+    /// Make everything committed so far survive a loss of power, and say [`Input::Synced`].
+    Sync,
+    /// Sum up all records in the background, for [`State::end_scan`].
+    Scan,
 }
 
 /// How far the attempt to meet somebody before the first write has come.
@@ -123,6 +133,21 @@ pub struct Replica {
     progress_us: u64,
     /// The damage that was told last, and until when it is not told again.
     damage_told: Option<(String, u64)>,
+    /// Over which link this replica is being healed. Meanwhile it takes records from nobody else.
+    healing: Option<LinkId>,
+    /// When somebody was last heard of who could make known what is wanted, in steady microseconds.
+    healer_us: u64,
+    epochs: EpochTimes,
+    /// What the ends of our links were called lately, to know a link to ourselves.
+    tokens: VecDeque<u64>,
+    damaged_keys: BTreeSet<Key>,
+    log_is_damaged: bool,
+    wants_scan: bool,
+    /// When a reclaiming step is due, in steady microseconds.
+    reclaim_us: u64,
+    /// When a peer last proved that it held the same, in microseconds since 1970.
+    agreed_us: Option<u64>,
+    slices: Slices,
 }
 
 impl Replica {
@@ -134,8 +159,12 @@ impl Replica {
         now: Now,
     ) -> Result<Replica, StateError> {
         let mut random = fastrand::Rng::with_seed(seed);
-        let state = State::open(storage, random.u128(..).to_be_bytes())?;
-        Ok(Replica {
+        let mut state = State::open(storage, random.u128(..).to_be_bytes())?;
+        if state.members().is_retired(state.replica()) {
+            state.rename(random.u128(..).to_be_bytes())?;
+        }
+        let rebuilt = state.rebuilt().map(str::to_owned);
+        let mut replica = Replica {
             state,
             config,
             instance: random.u64(..),
@@ -154,7 +183,26 @@ impl Replica {
             met_somebody: false,
             progress_us: now.steady_us,
             damage_told: None,
-        })
+            healing: None,
+            healer_us: now.steady_us,
+            epochs: EpochTimes::new(now),
+            tokens: VecDeque::new(),
+            damaged_keys: BTreeSet::new(),
+            log_is_damaged: false,
+            wants_scan: false,
+            reclaim_us: now.steady_us,
+            agreed_us: None,
+            slices: Slices::default(),
+        };
+        if let Some(damage) = rebuilt {
+            let event = Event::Rebuilt { damage };
+            replica.outputs.push_back(Output::Event(event));
+        }
+        if replica.state.tally().is_none() {
+            replica.outputs.push_back(Output::Scan);
+        }
+        replica.note_commit(now);
+        Ok(replica)
     }
 
     /// What the replica holds.
@@ -211,12 +259,24 @@ impl Replica {
     /// [`Input::Timeout`], which is then due at once.
     pub fn write(&mut self, now: Now, ops: &[Op]) -> Result<Written, StateError> {
         let writer = self.names.u64(..);
+        let had_tally = self.state.tally().is_some();
         let mut written = self.state.write(now, ops, writer)?;
+        self.wants_scan |= had_tally && self.state.tally().is_none();
         if written.last.is_none() {
             return Ok(written);
         }
+        self.note_commit(now);
+        if ops.iter().any(|op| self.damaged_keys.contains(op.key())) {
+            self.note_mended();
+        }
         self.velocity.record_writes(now, ops.len() as u64);
         self.tell_changes(std::mem::take(&mut written.changed), Origin::Local);
+        self.note_own_news(now);
+        Ok(written)
+    }
+
+    /// Lets everybody hear of own writes at once.
+    fn note_own_news(&mut self, now: Now) {
         for session in self.sessions.values_mut() {
             session.push = true;
         }
@@ -225,7 +285,6 @@ impl Replica {
             let soonest = now.steady_us.max(peer.ended_us.saturating_add(spacing));
             peer.due_us = peer.due_us.min(soonest);
         }
-        Ok(written)
     }
 
     /// A peer reached us: names the link, or refuses it.
@@ -242,7 +301,7 @@ impl Replica {
             self.outputs.push_back(Output::Close(link));
             return Some(link);
         }
-        self.greet(&mut session);
+        self.greet(now, &mut session);
         self.flush(&mut session);
         self.sessions.insert(link, session);
         Some(link)
@@ -260,8 +319,10 @@ impl Replica {
             Input::Received(link, bytes) => self.received(now, link, &bytes),
             Input::Closed(link, error) => self.link_closed(now, link, error),
             Input::Discovered(address, by) => self.discovered(now, address, by),
+            Input::Synced => self.synced(now),
             Input::Timeout => self.advance_all(now),
         }
+        self.tend(now);
         self.dial_due_peers(now);
     }
 
@@ -290,7 +351,8 @@ impl Replica {
             self.progress_us
                 .saturating_add(micros(self.config.promote_timeout))
         });
-        sessions.chain(dials).chain(claims).min()
+        let tending = self.next_tending();
+        sessions.chain(dials).chain(claims).chain(tending).min()
     }
 
     /// Adds an address to dial.
@@ -450,7 +512,7 @@ impl Replica {
             return;
         };
         let mut session = Session::new(link, self.instance, Some(address.clone()), address, now);
-        self.greet(&mut session);
+        self.greet(now, &mut session);
         self.flush(&mut session);
         self.sessions.insert(link, session);
     }
@@ -481,6 +543,7 @@ impl Replica {
     ) -> Result<Joined, StateError> {
         let waiting = self.state.unclaimed_known();
         let joined = self.state.apply(records, context, reach)?;
+        self.note_commit(now);
         let has_gone_on = self.state.unclaimed_known() != waiting;
         if has_gone_on {
             self.progress_us = now.steady_us;
@@ -590,7 +653,13 @@ impl Replica {
             return;
         };
         // What came of a round that was cut can be kept: its dots become holes.
-        if let Some((records, context)) = session.take_cut_round(RECORDS_FRAME_TARGET) {
+        let is_refused = session.heals_elsewhere && !is_planted(Mistake::HealBesideOthers);
+        let may_come = session.healing_floor().is_some()
+            || (self.adopt_floor(&mut session).is_ok() && session.floor_is_adopted);
+        if !is_refused
+            && may_come
+            && let Some((records, context)) = session.take_cut_round(RECORDS_FRAME_TARGET)
+        {
             let known = check_writers(self.state.writers(), &records, None);
             let own = self.check_own_writes(&context);
             self.traffic.received_records += records.len() as u64;
@@ -631,6 +700,7 @@ impl Replica {
 
     /// The end of a conversation that was taken out of the table.
     fn end_session(&mut self, now: Now, mut session: Session, error: Option<PeerError>) {
+        self.end_heal(&session);
         self.flush(&mut session);
         self.outputs.push_back(Output::Close(session.link));
         if session.moved != (0, 0) && error.is_none() {
@@ -663,6 +733,7 @@ impl Replica {
                 // A peer that was told everything and still lacks something has a reason.
                 let behind = session.heard
                     && !session.damaged
+                    && !session.peer_heals
                     && !session.theirs.covers(clock)
                     && !session.claimed.covers(clock);
                 let wanted = self
@@ -670,6 +741,7 @@ impl Replica {
                     .values()
                     .any(|sync| sync.waiting.contains(&address));
                 peer.heard = Some(Arc::clone(&session.theirs));
+                peer.cluster_told = session.cluster_told;
                 peer.ended_us = now.steady_us;
                 let pause = if behind || wanted {
                     spacing

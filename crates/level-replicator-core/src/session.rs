@@ -4,16 +4,19 @@
 //! replica reads, applies and sends. Each side sends in *rounds*: `Clock`, then records of one
 //! snapshot, then `Claim`; and it takes in the other side's rounds at the same time.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::address::Address;
-use crate::clock::{Clock, Known, Now, ReplicaId, WriterId, micros};
+use crate::clock::{Clock, Dot, Known, Now, ReplicaId, WriterId, micros};
 use crate::codec::DecodeError;
 use crate::config::Config;
 use crate::delta::{Delta, Piece};
 use crate::frame::{FrameError, FrameReader, FrameWriter, WIRE_VERSION};
-use crate::limits::{CLOCK_RANGES_MAX, CLOCK_WRITERS_MAX};
-use crate::message::{Applied, Heads, Hello, Message, encode_records};
+use crate::heal::{Follower, Leader, OutOfOrder, Plan, Purpose, Start};
+use crate::limits::{CLOCK_RANGES_MAX, CLOCK_WRITERS_MAX, HEADS_PER_MESSAGE, MEMBERS_MAX};
+use crate::members::{Epoch, Members, digest, epoch_digest};
+use crate::message::{Applied, ClusterNews, Heads, Hello, Message, encode_records};
 use crate::mistake::{Mistake, is_planted};
 use crate::packing::decode_records;
 use crate::record::{Key, Record};
@@ -115,6 +118,15 @@ pub enum Misbehavior {
     /// A record holds a write that the round's clock does not.
     #[error("a record holds a write that its sender's clock does not know")]
     UnknownDot,
+    /// It sent records though its floor is not known here, or begins where nothing may begin.
+    #[error("it skipped the comparison that its floor asks for")]
+    SkippedHeal,
+    /// Its floor holds a writer without what that writer's parents imply.
+    #[error("its floor has a gap below a writer")]
+    OpenFloor,
+    /// A comparison was led or answered out of order.
+    #[error("it broke the order of a comparison")]
+    OutOfOrder,
     /// One write is live under two keys.
     #[error("it sent one write under two keys")]
     DotUnderTwoKeys,
@@ -138,6 +150,12 @@ pub enum Misbehavior {
     /// An end of a round is confirmed that was not sent.
     #[error("it confirmed a round that was not sent")]
     NothingToConfirm,
+}
+
+impl From<OutOfOrder> for PeerError {
+    fn from(_: OutOfOrder) -> Self {
+        PeerError::Misbehaved(Misbehavior::OutOfOrder)
+    }
 }
 
 impl From<Misbehavior> for PeerError {
@@ -165,6 +183,20 @@ pub enum Step {
     Busy(u64),
     /// The peer leaves.
     Bye,
+    /// The peer told what it knows of members and the epoch.
+    Merge(Box<ClusterNews>),
+    /// The peer told its floor.
+    Adopt,
+    /// The peer begins a comparison.
+    Follow(Plan),
+    /// Ranges of the comparison wait to be looked at.
+    Look,
+    /// Values that differ in a scrub: what the peer holds of these keys.
+    Differ(Vec<(Key, Record)>),
+    /// The peer wants records, whatever it knows.
+    Want(Vec<Key>),
+    /// The peer wants our clock without anything left out.
+    TellAll,
 }
 
 /// How a round ends.
@@ -174,6 +206,8 @@ pub enum End {
     Claim(Vec<WriterId>),
     /// Something of the snapshot was not sent, but all that one writer wrote, if one is named.
     Yield(Option<WriterId>),
+    /// Nothing was sent, because what the peer holds is not whole.
+    Unserved,
 }
 
 /// Our round, as far as it has come.
@@ -184,6 +218,8 @@ pub enum Outgoing {
     Asked(Round),
     /// Records are being sent.
     Streaming(Round, Box<Delta>),
+    /// Both sides' data is being compared.
+    Comparing(Round, Box<Leader>),
     /// The end was sent; its confirmation is awaited.
     Ended,
 }
@@ -194,6 +230,10 @@ pub struct Round {
     pub snapshot: Arc<dyn Snapshot>,
     /// What they know.
     pub clock: Arc<Clock>,
+    /// What is stripped in them.
+    pub floor: Arc<Clock>,
+    /// What must be known to whoever is served from them.
+    pub wanted: Arc<Clock>,
     /// The writers named in them.
     pub writers: Arc<Writers>,
     /// The writers of whom half a batch may be in them.
@@ -226,6 +266,12 @@ struct Incoming {
     in_parts: bool,
     /// A record of the round was passed over, because ours is damaged.
     passed_over: bool,
+    /// The round came while somebody else heals us: nothing of it is taken.
+    refused: bool,
+    /// The clock of the round could not be understood: all of it passes by, and comes again.
+    is_mute: bool,
+    /// The peer compares instead of sending by dots.
+    follower: Option<Box<Follower>>,
     fragments: Vec<u8>,
 }
 
@@ -254,6 +300,16 @@ pub enum Source {
     Answer,
 }
 
+/// What was said first, and what was known then.
+pub struct Greeting {
+    /// The message.
+    pub hello: Hello,
+    /// The clock.
+    pub clock: Arc<Clock>,
+    /// The floor.
+    pub floor: Arc<Clock>,
+}
+
 /// One conversation.
 pub struct Session {
     /// The link it runs over.
@@ -268,8 +324,8 @@ pub struct Session {
     pub out: FrameWriter,
     /// What the peer said first.
     pub hello: Option<Hello>,
-    /// What we said first, and the clock at that time.
-    pub greeting: Option<(Hello, Arc<Clock>)>,
+    /// What we said first, and what was known then.
+    pub greeting: Option<Greeting>,
     /// What we told the peer that we know.
     pub told: Clock,
     /// What the peer told us that it knows.
@@ -298,6 +354,41 @@ pub struct Session {
     pub damaged: bool,
     /// The clock of the last round that we claimed.
     pub claimed: Arc<Clock>,
+    /// What we told the peer of our floor.
+    pub floor_told: Arc<Clock>,
+    /// What the peer told us of its floor.
+    pub their_floor: Arc<Clock>,
+    /// Fingerprint of members and epoch as both sides know them, as far as that is known.
+    pub cluster_told: u64,
+    /// Fingerprint of what we told last of members and epoch.
+    cluster_said: u64,
+    /// Fingerprint of the epoch whose cut both sides know.
+    pub cut_told: u64,
+    /// The peer is being healed by somebody else, and takes no records.
+    pub peer_heals: bool,
+    /// We are being healed over another link, and take no records over this one.
+    pub heals_elsewhere: bool,
+    /// The peer will tell what it knows of members and the epoch.
+    pub awaits_cluster: bool,
+    /// The peer will tell its floor.
+    pub awaits_floor: bool,
+    /// Keys whose records we have asked for on this link: what did not help is not asked for again.
+    pub asked_keys: BTreeSet<Key>,
+    /// Keys whose records the peer wants.
+    pub wanted_keys: Vec<Key>,
+    /// Where the next scrub begins, if one is to be made, and where it ends.
+    pub scrub: Option<(Key, Option<Key>)>,
+    /// All that the peer told of its floor is part of ours, so it may send by dots.
+    pub floor_is_adopted: bool,
+    /// The peer has asked for our clock without anything left out.
+    tells_all: bool,
+    /// What we have left out of our clock and our floor.
+    chains_told: Vec<(WriterId, Dot)>,
+    /// The peer has asked for our clock.
+    has_asked_all: bool,
+    /// What the peer leaves out of the clock or the floor that comes next.
+    chains: Vec<(WriterId, Dot)>,
+    cluster_news: Option<Box<ClusterNews>>,
     /// How many ranges ahead of a base the peer's clock has, over all writers.
     theirs_ranges: usize,
     incoming: Option<Incoming>,
@@ -344,6 +435,24 @@ impl Session {
             skew_told: false,
             damaged: false,
             claimed: Arc::default(),
+            floor_told: Arc::default(),
+            their_floor: Arc::default(),
+            cluster_told: 0,
+            cluster_said: 0,
+            cut_told: 0,
+            peer_heals: false,
+            heals_elsewhere: false,
+            awaits_cluster: false,
+            awaits_floor: false,
+            asked_keys: BTreeSet::new(),
+            wanted_keys: Vec::new(),
+            scrub: None,
+            floor_is_adopted: true,
+            tells_all: false,
+            chains_told: Vec::new(),
+            has_asked_all: false,
+            chains: Vec::new(),
+            cluster_news: None,
             theirs_ranges: 0,
             incoming: None,
             reader: FrameReader::new(instance),
@@ -370,14 +479,44 @@ impl Session {
     }
 
     /// Tells what is known here in a `Clock` that begins a round.
-    pub fn say_clock(&mut self, clock: &Arc<Clock>, asks: bool) {
-        let pieces = Heads::changed(clock, &self.told);
+    ///
+    /// The first time what chains of parents imply is left out, unless the peer has asked for all.
+    pub fn say_clock(&mut self, clock: &Arc<Clock>, asks: bool, writers: &Writers) {
+        let is_first = self.told.is_empty() && !self.tells_all;
+        let folded = is_first.then(|| self.say_chains(clock, writers));
+        let pieces = Heads::changed(folded.as_ref().unwrap_or(clock), &self.told);
         let last = pieces.len() - 1;
         for (index, heads) in pieces.into_iter().enumerate() {
             let more = index < last;
             self.say(&Message::Clock { heads, asks, more });
         }
         self.told = Clock::clone(clock);
+    }
+
+    /// Tells the chains of parents that a clock holds whole; answers what is left to be told of it.
+    fn say_chains(&mut self, clock: &Clock, writers: &Writers) -> Clock {
+        let (rest, chains) = writers.fold(clock);
+        self.chains_told.extend_from_slice(&chains);
+        for part in chains.chunks(HEADS_PER_MESSAGE) {
+            self.say(&Message::Chains(part.to_vec()));
+        }
+        rest
+    }
+
+    /// Whether the peer's clock shows that it does not know parents that we have named to it.
+    pub fn names_unknown_parents(&self) -> bool {
+        let is_known = |writer| self.theirs.get(writer).is_some();
+        let mut chains = self.chains_told.iter();
+        !self.tells_all && chains.any(|(writer, dot)| !is_known(*writer) && !is_known(dot.writer))
+    }
+
+    /// From now on nothing is left out of our clock; answers whether something was before.
+    pub fn tell_all_next(&mut self) -> bool {
+        let is_news = !std::mem::replace(&mut self.tells_all, true);
+        if is_news {
+            self.told = Clock::default();
+        }
+        is_news
     }
 
     /// Tells what is known here, as an answer or after something was applied.
@@ -390,6 +529,7 @@ impl Session {
                 consumed: self.consumed,
                 answers: answers && !more,
                 ends: ends && !more,
+                heals: self.heals_elsewhere,
                 more,
                 heads,
             }));
@@ -406,12 +546,83 @@ impl Session {
         let much = taken >= (config.window as u64 / 4).max(1);
         let long = taken > 0 && since >= micros(config.stall_timeout) / 4;
         if much || long {
-            self.say(&Message::Applied(Applied {
-                consumed: self.consumed,
-                ..Applied::default()
-            }));
-            self.consumed_told = self.consumed;
+            self.say_state();
             self.granted_us = now.steady_us;
+        }
+    }
+
+    /// Tells how much was taken in, and whether more is.
+    pub fn say_state(&mut self) {
+        self.say(&Message::Applied(Applied {
+            consumed: self.consumed,
+            heals: self.heals_elsewhere,
+            ..Applied::default()
+        }));
+        self.consumed_told = self.consumed;
+    }
+
+    /// Tells our floor as far as it differs from what we told last.
+    pub fn say_floor(&mut self, floor: &Arc<Clock>, writers: &Writers) {
+        if self.floor_told != *floor {
+            self.say_floor_anyway(floor, writers);
+        }
+    }
+
+    /// Tells our floor even if nothing of it is news.
+    pub fn say_floor_anyway(&mut self, floor: &Arc<Clock>, writers: &Writers) {
+        let is_first = self.floor_told.is_empty();
+        let folded = is_first.then(|| self.say_chains(floor, writers));
+        let pieces = Heads::changed(folded.as_ref().unwrap_or(floor), &self.floor_told);
+        let last = pieces.len() - 1;
+        for (index, heads) in pieces.into_iter().enumerate() {
+            let more = index < last;
+            self.say(&Message::Floor { heads, more });
+        }
+        self.floor_told = Arc::clone(floor);
+    }
+
+    /// Whether the peer lacks something of what we know of members and the epoch. What was said once
+    /// is not said again, though the peer goes on to tell something else: it may have no room for it.
+    pub fn lacks_cluster(&self, digest: u64) -> bool {
+        self.hello.is_some() && self.cluster_told != digest && self.cluster_said != digest
+    }
+
+    /// Tells what is known of members and the epoch.
+    pub fn say_cluster(&mut self, members: &Members, epoch: &Epoch) {
+        let has_cut = epoch_digest(epoch) != self.cut_told;
+        for piece in ClusterNews::pieces(members, epoch, has_cut) {
+            self.say(&Message::Cluster(piece));
+        }
+        self.cut_told = epoch_digest(epoch);
+        self.cluster_told = digest(members, epoch);
+        self.cluster_said = self.cluster_told;
+    }
+
+    /// We begin to be healed over another link, or that has ended.
+    pub fn set_heals_elsewhere(&mut self, heals: bool) {
+        if self.heals_elsewhere == heals {
+            return;
+        }
+        self.heals_elsewhere = heals;
+        if heals && let Some(round) = &mut self.incoming {
+            round.refused = true;
+            round.take();
+        }
+        if self.hello.is_some() {
+            self.say_state();
+        }
+    }
+
+    /// The follower of the comparison that the peer leads.
+    pub fn follower(&mut self) -> Option<&mut Follower> {
+        let round = self.incoming.as_mut()?;
+        round.follower.as_deref_mut()
+    }
+
+    /// Takes part in the comparison that the peer leads.
+    pub fn follow(&mut self, follower: Follower) {
+        if let Some(round) = &mut self.incoming {
+            round.follower = Some(Box::new(follower));
         }
     }
 
@@ -439,22 +650,36 @@ impl Session {
     /// # Errors
     ///
     /// After an error the conversation has no meaning any more and the link is to be closed.
-    pub fn next_step(&mut self, now: Now, config: &Config) -> Result<Option<Step>, PeerError> {
+    pub fn next_step(
+        &mut self,
+        now: Now,
+        config: &Config,
+        writers: &Writers,
+    ) -> Result<Option<Step>, PeerError> {
         let Some(frame) = self.reader.next_frame()? else {
             return Ok(None);
         };
         let size = frame.payload.len();
         let message = Message::decode(frame)?;
-        self.receive(now, config, message, size).map(Some)
+        self.receive(now, config, writers, message, size).map(Some)
     }
 
     fn receive(
         &mut self,
         now: Now,
         config: &Config,
+        writers: &Writers,
         message: Message,
         size: usize,
     ) -> Result<Step, PeerError> {
+        if self.incoming.as_ref().is_some_and(|round| round.is_mute) && message.is_of_round() {
+            self.consumed += match &message {
+                Message::Records(_) => size as u64,
+                Message::Fragment { bytes, .. } => bytes.len() as u64,
+                _ => 0,
+            };
+            return Ok(Step::Nothing);
+        }
         match message {
             Message::Hello(_) if self.hello.is_some() => Err(Misbehavior::SecondHello.into()),
             Message::Hello(hello) => {
@@ -475,7 +700,18 @@ impl Session {
                     return Ok(Step::Nothing);
                 }
                 self.news_us = now.steady_us;
-                self.incoming = Some(Incoming::new(Arc::clone(&self.theirs)));
+                let chains = std::mem::take(&mut self.chains);
+                if !chains.is_empty() && !writers.unfold(Arc::make_mut(&mut self.theirs), &chains) {
+                    // Nothing of this round can be taken: what its sender knows is not known.
+                    let mut round = Incoming::new(Arc::default());
+                    round.is_mute = true;
+                    self.incoming = Some(round);
+                    self.say(&Message::TellAll);
+                    return Ok(Step::Nothing);
+                }
+                let mut round = Incoming::new(Arc::clone(&self.theirs));
+                round.refused = self.heals_elsewhere && !is_planted(Mistake::HealBesideOthers);
+                self.incoming = Some(round);
                 self.hear();
                 Ok(if asks { Step::Answer } else { Step::Nothing })
             }
@@ -486,8 +722,108 @@ impl Session {
             }
             Message::Fragment { bytes, last } => self.take_fragment(now, config, &bytes, last),
             Message::Claim { unclaimed } => self.end_incoming(now, End::Claim(unclaimed)),
-            Message::Yield { whole } => self.end_incoming(now, End::Yield(whole)),
+            Message::Yield { unserved: true, .. } => self.end_incoming(now, End::Unserved),
+            Message::Yield { whole, .. } => self.end_incoming(now, End::Yield(whole)),
+
+            Message::Chains(chains) => {
+                self.chains.extend(chains);
+                if self.chains.len() > CLOCK_WRITERS_MAX {
+                    return Err(Misbehavior::OversizedClock.into());
+                }
+                Ok(Step::Nothing)
+            }
+            Message::TellAll if self.has_asked_all => Err(Misbehavior::OutOfOrder.into()),
+            Message::TellAll => {
+                self.has_asked_all = true;
+                Ok(if self.tell_all_next() {
+                    Step::TellAll
+                } else {
+                    Step::Nothing
+                })
+            }
+            Message::Cluster(news) => self.take_cluster(news),
+            Message::Floor { heads, more } => {
+                let floor = Arc::make_mut(&mut self.their_floor);
+                heads.update(floor);
+                if !more && !writers.unfold(floor, &std::mem::take(&mut self.chains)) {
+                    return Err(Misbehavior::OpenFloor.into());
+                }
+                self.floor_is_adopted = false;
+                check_size(floor)?;
+                self.awaits_floor &= more;
+                Ok(if more { Step::Nothing } else { Step::Adopt })
+            }
+            Message::Want(keys) => Ok(Step::Want(keys)),
+            Message::Plan(plan) => {
+                let round = self.incoming.as_ref().ok_or(Misbehavior::NoRound)?;
+                if round.follower.is_some() || !round.records.is_empty() || round.in_parts {
+                    return Err(Misbehavior::OutOfOrder.into());
+                }
+                Ok(Step::Follow(plan))
+            }
+            Message::Range(range) => {
+                let follower = self.follower().ok_or(Misbehavior::OutOfOrder)?;
+                follower.take_range(range)?;
+                self.news_us = now.steady_us;
+                Ok(Step::Look)
+            }
+            Message::Absent(places) => self.take_absent(now, config, &places),
+            Message::Start(start) => {
+                match (&mut self.outgoing, start) {
+                    (Outgoing::Comparing(_, leader), Start::From(key)) => leader.begin(key)?,
+                    (Outgoing::Comparing(_, leader), Start::Refused) => leader.refuse(),
+                    // An answer to what was given up meanwhile.
+                    _ => {}
+                }
+                Ok(Step::Nothing)
+            }
+            Message::List(list) => {
+                if let Outgoing::Comparing(_, leader) = &mut self.outgoing {
+                    leader.take_list(list)?;
+                    self.news_us = now.steady_us;
+                }
+                Ok(Step::Nothing)
+            }
         }
+    }
+
+    fn take_cluster(&mut self, piece: ClusterNews) -> Result<Step, PeerError> {
+        let more = piece.more;
+        self.awaits_cluster &= more;
+        match &mut self.cluster_news {
+            None => self.cluster_news = Some(Box::new(piece)),
+            Some(news) => {
+                let room = MEMBERS_MAX.saturating_sub(news.members.len());
+                news.members.extend(piece.members.into_iter().take(room));
+                news.epoch.cut.union(&piece.epoch.cut);
+                check_size(&news.epoch.cut)?;
+            }
+        }
+        match self.cluster_news.take_if(|_| !more) {
+            Some(news) => Ok(Step::Merge(news)),
+            None => Ok(Step::Nothing),
+        }
+    }
+
+    fn take_absent(
+        &mut self,
+        now: Now,
+        config: &Config,
+        places: &[u64],
+    ) -> Result<Step, PeerError> {
+        let follower = self.follower().ok_or(Misbehavior::OutOfOrder)?;
+        let keys = follower.take_absent(places)?;
+        // They come as a few bytes each; what counts against the budget is what they take here.
+        let bytes = keys.len() * size_of::<(Key, Record)>();
+        let records = keys
+            .into_iter()
+            .map(|key| (key, Record::default()))
+            .collect();
+        self.take_records(now, config, records, bytes)
+            .map(|step| match step {
+                Step::Nothing => Step::Look,
+                step => step,
+            })
     }
 
     fn update_theirs(&mut self, heads: &Heads) -> Result<(), Misbehavior> {
@@ -544,6 +880,16 @@ impl Session {
             }
             self.hear();
         }
+        let did_heal = std::mem::replace(&mut self.peer_heals, applied.heals);
+        if did_heal && !applied.heals {
+            self.offer_us = Some(0);
+            self.owes_claim = true;
+        }
+        if applied.heals {
+            // What ends now was not taken.
+            self.claimed = Arc::default();
+            self.owes_claim = true;
+        }
         if applied.ends {
             if !matches!(self.outgoing, Outgoing::Ended) {
                 return Err(Misbehavior::NothingToConfirm.into());
@@ -567,6 +913,16 @@ impl Session {
         if dots.any(|version| !round.context.contains(version.dot)) {
             return Err(Misbehavior::UnknownDot.into());
         }
+        if round.refused {
+            return Ok(Step::Nothing);
+        }
+        if let Some(follower) = &mut round.follower {
+            follower.note_records(&records);
+            if follower.purpose() == Purpose::Scrub {
+                return Ok(Step::Differ(records));
+            }
+        }
+        round.bytes += records.iter().map(|(key, _)| key.len() / 8).sum::<usize>();
         round.records.extend(records);
         round.bytes += bytes;
         round.in_parts |= round.bytes > config.atomic_budget;
@@ -605,6 +961,15 @@ impl Session {
             return Err(Misbehavior::NoRound.into());
         }
         // What was applied in parts was not whole while it came, and what was passed over is missing.
+        if round.refused {
+            return Ok(Step::Apply(Vec::new(), Some(End::Yield(None))));
+        }
+        if let Some(follower) = &round.follower
+            && !follower.is_settled()
+            && matches!(end, End::Claim(_))
+        {
+            return Err(Misbehavior::OutOfOrder.into());
+        }
         let end = match end {
             End::Claim(_) if round.passed_over && !is_planted(Mistake::ClaimOverDamage) => {
                 End::Yield(None)
@@ -632,6 +997,12 @@ impl Session {
         }
     }
 
+    /// Whether the peer's round is a heal, with the floor that it makes known.
+    pub fn healing_floor(&self) -> Option<Arc<Clock>> {
+        let follower = self.incoming.as_ref()?.follower.as_ref()?;
+        (follower.purpose() == Purpose::Heal).then(|| follower.floor())
+    }
+
     /// The peer's round is over.
     pub fn close_incoming(&mut self) {
         self.incoming = None;
@@ -649,11 +1020,12 @@ impl Session {
 
     /// Whether a round of ours may begin now, or from when on it may, in steady microseconds.
     pub fn due(&self) -> Option<u64> {
-        if !self.heard || !matches!(self.outgoing, Outgoing::Idle) {
+        if !self.heard || !matches!(self.outgoing, Outgoing::Idle) || self.peer_heals {
             return None;
         }
-        let wanted = self.wants_exchange && self.exchange.is_none();
-        if self.push || wanted {
+        let wanted = self.wants_exchange && self.exchange.is_none() && !self.heals_elsewhere;
+        let asked = !self.wanted_keys.is_empty() || self.scrub.is_some();
+        if self.push || wanted || asked {
             Some(0)
         } else {
             self.offer_us
@@ -663,6 +1035,12 @@ impl Session {
     /// When something must happen on this link though nothing comes, in steady microseconds.
     pub fn deadline(&self, config: &Config) -> u64 {
         if let Outgoing::Streaming(..) = self.outgoing
+            && self.has_window(config)
+        {
+            return 0;
+        }
+        if let Outgoing::Comparing(_, leader) = &self.outgoing
+            && leader.is_ready()
             && self.has_window(config)
         {
             return 0;
@@ -746,9 +1124,12 @@ impl Session {
 
     /// Whether the peer owes us something.
     fn awaits_peer(&self) -> bool {
+        let is_put_off = self.peer_heals || self.heals_elsewhere;
         !self.heard
             || self.incoming.is_some()
-            || self.exchange.is_some()
+            || (self.exchange.is_some() && !is_put_off)
+            || self.awaits_cluster
+            || self.awaits_floor
             || !matches!(self.outgoing, Outgoing::Idle)
     }
 }
@@ -761,6 +1142,9 @@ impl Incoming {
             bytes: 0,
             in_parts: false,
             passed_over: false,
+            refused: false,
+            is_mute: false,
+            follower: None,
             fragments: Vec::new(),
         }
     }
@@ -768,6 +1152,15 @@ impl Incoming {
     fn take(&mut self) -> Vec<(Key, Record)> {
         std::mem::take(&mut self.records)
     }
+}
+
+/// Checks that a clock which a peer has told is no larger than a clock may be.
+fn check_size(clock: &Clock) -> Result<(), Misbehavior> {
+    let ranges: usize = clock.iter().map(|(_, known)| known.ahead_len()).sum();
+    if ranges > CLOCK_RANGES_MAX || clock.len() > CLOCK_WRITERS_MAX {
+        return Err(Misbehavior::OversizedClock);
+    }
+    Ok(())
 }
 
 fn check_hello(hello: &Hello, config: &Config) -> Result<(), PeerError> {

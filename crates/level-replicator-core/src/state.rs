@@ -5,18 +5,29 @@
 //! peer's whole clock once everything of that peer's snapshot has been applied; never per writer,
 //! never per prefix, never before the data.
 
+mod cluster;
+mod edit;
+mod floor;
+mod join;
+mod promotion;
+mod reissue;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use self::cluster::Life;
+use self::edit::Edit;
+use self::floor::Reclaim;
 use crate::clock::{Clock, Dot, Known, Now, ReplicaId, Stamp, VersionVector, WriterId};
-use crate::codec::{DecodeError, Reader, put_varint};
-use crate::known_rows::{KnownRows, LoadError, put_base};
+use crate::codec::{DecodeError, Reader, put_varint, seal, unseal};
+use crate::known_rows::{KnownRows, LoadError};
 use crate::log;
+use crate::members::{Epoch, Members, digest};
 use crate::mistake::{Mistake, is_planted};
-use crate::record::{Content, Key, Op, Record, Side, Tally, Version, decode_row, encode_row};
+use crate::record::{Content, Key, Op, Record, Tally, Version, decode_row};
 use crate::storage::{Batch, Change, Snapshot, Storage, StorageError, Table};
 use crate::writers::{Descriptor, DescriptorError, WriterOrd, Writers};
 
@@ -24,6 +35,8 @@ const META_REPLICA: &[u8] = b"replica";
 const META_LAST_WRITER: &[u8] = b"last writer";
 const META_TALLY: &[u8] = b"tally";
 const META_UNCLAIMED: &[u8] = b"unclaimed";
+const META_RECLAIM: &[u8] = b"reclaim";
+const META_PROMOTIONS: &[u8] = b"promotions";
 
 /// Why a replica's state could not be read or changed. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -73,8 +86,13 @@ pub enum Reach<'a> {
     Part,
     /// All that one writer wrote, among others' writes.
     Writer(WriterId),
-    /// Everything, from a peer that may itself hold half a batch of these writers.
-    Snapshot(&'a [WriterId]),
+    /// Everything of a snapshot.
+    Snapshot {
+        /// The writers of whom its sender may itself hold half a batch.
+        unclaimed: &'a [WriterId],
+        /// Its sender's floor, if it comes after a heal.
+        floor: Option<&'a Clock>,
+    },
 }
 
 /// What came of joining a peer's records with ours.
@@ -82,8 +100,19 @@ pub enum Reach<'a> {
 pub struct Joined {
     /// What changed, if it was asked for.
     pub changed: Vec<Changed>,
-    /// A record of ours that could not be read. The peer's record of the key was passed over.
+    /// A record of ours that could not be read.
     pub damage: Option<StateError>,
+    /// How many such records were replaced by the peer's.
+    pub mended: u64,
+    /// The peer's record of such a key was passed over.
+    pub passed_over: bool,
+}
+
+/// The moment at which the snapshot of a scan was taken.
+#[derive(Debug, Clone, Copy)]
+pub struct ScanStart {
+    since: Tally,
+    losses: u64,
 }
 
 /// What a local write did.
@@ -109,9 +138,25 @@ pub struct State {
     /// Sum of all changes since the tally was last known as a whole.
     tally_change: Tally,
     tally_base: Option<Tally>,
+    /// How often the tally was lost since the open.
+    tally_losses: u64,
     /// Writers of whom a write was applied that no finished claim has covered yet.
     unclaimed: BTreeSet<WriterId>,
     ghosts: u64,
+    /// What everybody knows (`G` of docs/causality.md): nothing in it has a log entry.
+    floor: Arc<Clock>,
+    /// What heals that were begun will make known (`F`): until it is covered, what is here is not whole.
+    wanted: Arc<Clock>,
+    /// Both together: writes in it need no log entry.
+    unlogged: Arc<Clock>,
+    reclaim: Reclaim,
+    members: Members,
+    lives: BTreeMap<ReplicaId, Life>,
+    epoch: Epoch,
+    cluster_digest: u64,
+    /// What was damaged at the open, if anything: then the clock was rebuilt from the data.
+    rebuilt: Option<String>,
+    promotions: u64,
     commits: u64,
     /// Whether changes are described in [`Written`] and [`State::apply`]: they cost copies.
     pub observed: bool,
@@ -134,11 +179,30 @@ impl State {
             }
         };
         let writers = load_writers(&*snapshot)?;
-        let (mut known_rows, mut clock) =
-            KnownRows::load(&*snapshot, &writers).map_err(|error| match error {
-                LoadError::Storage(error) => StateError::Storage(error),
-                LoadError::Decode(source) => corrupt(Table::Clock, &[], source),
-            })?;
+        // What is known can be rebuilt from the data; so damage in these rows is no end.
+        let mut rebuilt: Option<String> = None;
+        let mut note = |table: Table, source: DecodeError| {
+            rebuilt.get_or_insert_with(|| format!("a row of the {table:?} table: {source}"));
+        };
+        let (mut known_rows, mut clock) = match KnownRows::load(&*snapshot, &writers) {
+            Ok(loaded) => loaded,
+            Err(LoadError::Storage(error)) => return Err(error.into()),
+            Err(LoadError::Decode(source)) => {
+                note(Table::Clock, source);
+                Default::default()
+            }
+        };
+        let floors = floor::load(&*snapshot);
+        let (floor, wanted) = match floors {
+            Ok(loaded) => loaded,
+            Err(LoadError::Storage(error)) => return Err(error.into()),
+            Err(LoadError::Decode(source)) => {
+                note(Table::Floor, source);
+                Default::default()
+            }
+        };
+        let (members, lives) = cluster::load_members(&*snapshot)?;
+        let epoch = cluster::load_epoch(&*snapshot)?;
 
         let parent = match snapshot.get(Table::Meta, META_LAST_WRITER)? {
             None => None,
@@ -156,7 +220,10 @@ impl State {
                 let reopened =
                     is_planted(Mistake::ClosedAgain) || is_planted(Mistake::WriterReused);
                 if !closed || reopened {
-                    let last = log::last_seq(&*snapshot, ord)?;
+                    // What is below the floor, or wanted, has no log entries.
+                    let last_in = |clock: &Clock| clock.get(writer).map_or(0, Known::last);
+                    let below = last_in(&floor).max(last_in(&wanted));
+                    let last = log::last_seq(&*snapshot, ord)?.max(below);
                     clock.insert_range(writer, 1..=last);
                     let known = clock.get(writer).cloned().unwrap_or_default();
                     known_rows.put_whole(&mut batch, ord, &known);
@@ -183,6 +250,10 @@ impl State {
         if is_planted(Mistake::UnclaimedNotKept) {
             unclaimed.clear();
         }
+        let promotions = match snapshot.get(Table::Meta, META_PROMOTIONS)? {
+            Some(row) => decode_meta(META_PROMOTIONS, row, |reader| reader.u64())?,
+            None => 0,
+        };
         let mut ghosts = 0;
         for entry in snapshot.range(Table::Pending, Bound::Unbounded, Bound::Unbounded) {
             entry?;
@@ -196,7 +267,10 @@ impl State {
         if is_planted(Mistake::WriterReused) {
             current = parent.map(|last| last.writer);
         }
-        Ok(State {
+        let mut unlogged = floor.clone();
+        unlogged.union(&wanted);
+        let reclaims = snapshot.get(Table::Meta, META_RECLAIM)?.is_some();
+        let mut state = State {
             storage,
             replica,
             writers: Arc::new(writers),
@@ -206,11 +280,54 @@ impl State {
             parent,
             tally_change: Tally::default(),
             tally_base,
+            tally_losses: 0,
             unclaimed,
             ghosts,
+            reclaim: Reclaim::new(&floor, reclaims),
+            floor: Arc::new(floor),
+            wanted: Arc::new(wanted),
+            unlogged: Arc::new(unlogged),
+            lives,
+            cluster_digest: digest(&members, &epoch),
+            members,
+            epoch,
+            rebuilt: None,
+            promotions,
             commits: 0,
             observed: false,
-        })
+        };
+        if rebuilt.is_some() {
+            state.promote()?;
+            state.rebuilt = rebuilt;
+        }
+        state.take_part()?;
+        Ok(state)
+    }
+
+    /// What was damaged at the open, if anything: then what is known was rebuilt from the data.
+    pub fn rebuilt(&self) -> Option<&str> {
+        self.rebuilt.as_deref()
+    }
+
+    /// How often this replica has gone on with what it had, because nobody could heal it.
+    pub fn promotions(&self) -> u64 {
+        self.promotions
+    }
+
+    /// What everybody knows, as far as it is known here that they do: the *floor*.
+    pub fn floor(&self) -> &Arc<Clock> {
+        &self.floor
+    }
+
+    /// What heals that were begun will make known. Until then only those who know all of it can be
+    /// served from here.
+    pub fn wanted(&self) -> &Arc<Clock> {
+        &self.wanted
+    }
+
+    /// Whether what is here is whole: no heal is unfinished, and no key has a history without a write.
+    pub fn is_whole(&self) -> bool {
+        self.wanted.is_empty() && self.ghosts == 0
     }
 
     /// This replica's name.
@@ -238,7 +355,7 @@ impl State {
         &self.storage
     }
 
-    /// Counts and digest over all keys; `None` until [`State::set_tally_base`] after an unclean end.
+    /// Counts and digest over all keys; `None` until [`State::end_scan`] after an unclean end.
     pub fn tally(&self) -> Option<Tally> {
         let mut tally = self.tally_base?;
         tally.add(self.tally_change);
@@ -268,7 +385,10 @@ impl State {
     pub fn give_up_claims(&mut self) -> Result<(), StateError> {
         let mut batch = Batch::default();
         put_unclaimed(&mut batch, &BTreeSet::new());
+        // What was wanted may have become known piece by piece, without a claim.
+        let floor = self.floor_after_claim(&mut batch, None);
         self.commit(batch)?;
+        self.take_floor(floor);
         if is_planted(Mistake::GapsClosedByTime) {
             for &writer in &self.unclaimed {
                 let last = self
@@ -305,18 +425,30 @@ impl State {
             Some(writer) => (writer, Arc::clone(&self.writers)),
             None => self.with_new_writer(WriterId(random))?,
         };
-        let mut edit = Edit::new(&writers, self.tally_change);
+        let mut edit = Edit::new(self, &writers);
         let mut written = Written::default();
         let mut seq = self.clock.get(writer).map_or(0, Known::base);
+        let mut all_readable = true;
+        let nothing = Record::default();
 
         for op in last_per_key(ops) {
             let key = op.key();
-            let old = self.record(key)?;
+            let (old, readable) = match self.record(key) {
+                Ok(old) => (old, true),
+                // What was there cannot be read, so the write replaces all that is known.
+                Err(damage @ StateError::Corrupt { .. }) => {
+                    let old = self.unreadable().ok_or(damage)?;
+                    edit.forget_entries(self.entries_of(key)?);
+                    (old, false)
+                }
+                Err(error) => return Err(error),
+            };
             let content = match op {
                 Op::Put(_, value) => Content::Put(value.clone()),
-                Op::Delete(_) if old.puts().next().is_none() => continue,
+                Op::Delete(_) if readable && old.puts().next().is_none() => continue,
                 Op::Delete(_) => Content::Delete,
             };
+            all_readable &= readable;
             seq += 1;
             let dot = Dot { writer, seq };
             let stamp = Stamp::after(now, old.last_stamp());
@@ -332,7 +464,8 @@ impl State {
             {
                 new = Record::default();
             }
-            edit.replace(key, &old, &new);
+            let stored = if readable { &old } else { &nothing };
+            edit.replace(key, stored, new);
             written.first.get_or_insert(dot);
             written.last = Some(dot);
             if self.observed {
@@ -362,7 +495,25 @@ impl State {
         Arc::make_mut(&mut self.clock).insert_range(writer, 1..=seq);
         self.tally_change = tally;
         self.ghosts = self.ghosts.wrapping_add(ghosts);
+        if !all_readable {
+            self.lose_tally();
+        }
         Ok(written)
+    }
+
+    /// What stands for a record that cannot be read: nothing is left of it, and it has seen all that is
+    /// known. `None` while something is missing, which it must not seem to have seen.
+    fn unreadable(&self) -> Option<Record> {
+        let is_gapless = self.clock.iter().all(|(_, known)| known.ahead_len() == 0);
+        let is_closed = self.writers.closed_part(&self.clock) == **self.clock();
+        let bases = self
+            .clock
+            .iter()
+            .map(|(writer, known)| (writer, known.base()));
+        (is_gapless && is_closed).then(|| Record {
+            live: Vec::new(),
+            seen: bases.map(|(writer, seq)| Dot { writer, seq }).collect(),
+        })
     }
 
     /// Adds writers that a peer described; parents come before their children.
@@ -373,7 +524,8 @@ impl State {
             let before = writers.len();
             let ord = writers.add(*descriptor)?;
             if writers.len() > before {
-                batch.put(Table::Writers, ord_row(ord), descriptor.to_bytes());
+                let (row, value) = writer_row(ord, descriptor);
+                batch.put(Table::Writers, row, value);
             }
         }
         if !batch.is_empty() {
@@ -383,140 +535,27 @@ impl State {
         Ok(())
     }
 
-    /// Joins records from a peer's snapshot, of which `context` is the clock, in one commit.
-    ///
-    /// If they are the rest of the snapshot, the peer's whole clock becomes known; else exactly the
-    /// live dots of the records do. All writers must be described. A record of ours that is damaged
-    /// stays as it is; then nothing of its key is known anew, and no whole clock.
-    pub fn apply(
-        &mut self,
-        mut records: Vec<(Key, Record)>,
-        context: &Clock,
-        mut reach: Reach<'_>,
-    ) -> Result<Joined, StateError> {
-        let writers = Arc::clone(&self.writers);
-        let mut edit = Edit::new(&writers, self.tally_change);
-        let mut outcome = Joined::default();
-        let mut added = Clock::default();
-        let mut joined: BTreeMap<Key, Record> = BTreeMap::new();
-        let mut own_dot_died = false;
-        // Nobody else commits meanwhile, so one view serves all reads. In the order of keys, reads
-        // and writes meet what the one before has brought near.
-        let snapshot = self.storage.snapshot();
-        records.sort_by(|(a, _), (b, _)| a.cmp(b));
-
-        for (key, theirs) in records {
-            let old = match joined.remove(&key) {
-                Some(record) => record,
-                None => match read_record(snapshot.get(Table::Data, &key)?, &key, &writers) {
-                    Err(damage @ StateError::Corrupt { .. }) => {
-                        reach = Reach::Part;
-                        outcome.damage = Some(damage);
-                        continue;
-                    }
-                    read => read?,
-                },
-            };
-            let mine = Side {
-                record: &old,
-                clock: &self.clock,
-            };
-            let remote = Side {
-                record: &theirs,
-                clock: context,
-            };
-            let new = Record::join(mine, remote, &writers);
-            for version in &theirs.live {
-                let dot = version.dot;
-                added.insert(dot);
-                if is_planted(Mistake::ClockPerEntry) {
-                    added.insert_range(dot.writer, 1..=dot.seq);
-                }
-                if is_planted(Mistake::ParentsInferred)
-                    && let Some(descriptor) = writers.get(dot.writer)
-                    && let Some(parent) = descriptor.parent
-                {
-                    added.insert_range(parent.writer, 1..=parent.seq);
-                }
-            }
-            if new != old {
-                own_dot_died |= old.live.iter().any(|version| {
-                    Some(version.dot.writer) == self.current && !new.holds(version.dot)
-                });
-                edit.replace(&key, &old, &new);
-                if self.observed {
-                    outcome.changed.push(describe_change(&key, &old, &new));
-                }
-            }
-            joined.insert(key, new);
+    /// What to remember of the moment at which a snapshot is taken, to sum it up with [`scan_tally`].
+    pub fn begin_scan(&self) -> ScanStart {
+        ScanStart {
+            since: self.tally_change,
+            losses: self.tally_losses,
         }
-
-        if is_planted(Mistake::ClockPerWriter) {
-            for (writer, known) in context.iter() {
-                if added.get(writer).is_some() {
-                    added.set(writer, known.clone());
-                }
-            }
-        }
-        // The clock comes last: it must never promise a write that is not yet applied.
-        let unclaimed = self.unclaimed_after(&added, context, reach);
-        let mut growth = Growth::default();
-        if let Reach::Snapshot(_) = reach {
-            growth = self.grow_clock(&mut edit, context, true);
-            match self.forget_ghosts(&mut edit, &joined) {
-                Ok(None) => {}
-                Ok(damage) => outcome.damage = damage,
-                Err(error) => {
-                    self.take_back(growth);
-                    return Err(error);
-                }
-            }
-        } else if !is_planted(Mistake::NoHoles) {
-            growth = self.grow_clock(&mut edit, &added, false);
-        }
-        if unclaimed != self.unclaimed {
-            put_unclaimed(&mut edit.batch, &unclaimed);
-        }
-        if own_dot_died
-            && !is_planted(Mistake::BaseNotKept)
-            && let Some(writer) = self.current
-        {
-            // The log no longer ends with our last write, so the next open could not recover it.
-            let base = self.clock.get(writer).map_or(0, Known::base);
-            let ord = edit.ord(writer);
-            put_base(&mut edit.batch, ord, base);
-        }
-
-        let Edit {
-            batch,
-            tally,
-            ghosts,
-            ..
-        } = edit;
-        if !batch.is_empty()
-            && let Err(error) = self.commit(batch)
-        {
-            self.take_back(growth);
-            return Err(error.into());
-        }
-        self.unclaimed = unclaimed;
-        if !is_planted(Mistake::TallyNotUpdated) {
-            self.tally_change = tally;
-        }
-        self.ghosts = self.ghosts.wrapping_add(ghosts);
-        Ok(outcome)
     }
 
-    /// Takes the tally of a snapshot that was current when `since` was [`State::tally_change`].
-    pub fn set_tally_base(&mut self, scanned: Tally, since: Tally) {
-        let mut base = scanned;
-        base.subtract(since);
-        self.tally_base = Some(base);
+    /// Takes the sums over a snapshot, unless they have been lost again since it was taken.
+    pub fn end_scan(&mut self, scanned: Tally, start: ScanStart) {
+        if start.losses == self.tally_losses {
+            let mut base = scanned;
+            base.subtract(start.since);
+            self.tally_base = Some(base);
+        }
     }
 
-    /// Sum of all changes since the open.
-    pub fn tally_change(&self) -> Tally {
-        self.tally_change
+    /// The sums are not known any more: something was changed that could not be read.
+    fn lose_tally(&mut self) {
+        self.tally_base = None;
+        self.tally_losses += 1;
     }
 
     /// Writes down what would otherwise be recovered at the next open. Nothing is written afterwards.
@@ -525,6 +564,7 @@ impl State {
         if let Some(tally) = self.tally() {
             batch.put(Table::Meta, META_TALLY, tally.to_bytes());
         }
+        self.put_lives(&mut batch);
         if let Some(writer) = self.current
             && let Some(ord) = self.writers.ord(writer)
         {
@@ -547,105 +587,6 @@ impl State {
             parent: self.parent,
         })?;
         Ok((writer, Arc::new(writers)))
-    }
-
-    /// The writers of whom half a batch may show after a commit.
-    fn unclaimed_after(
-        &self,
-        added: &Clock,
-        context: &Clock,
-        reach: Reach<'_>,
-    ) -> BTreeSet<WriterId> {
-        let mut unclaimed = self.unclaimed.clone();
-        let whole = match reach {
-            Reach::Part if is_planted(Mistake::BatchInParts) => return unclaimed,
-            Reach::Part => None,
-            Reach::Writer(writer) => Some(writer),
-            Reach::Snapshot(_) if is_planted(Mistake::UnclaimedForgotten) => {
-                return self.unclaimed_after_claim(context, &[]);
-            }
-            Reach::Snapshot(theirs) => return self.unclaimed_after_claim(context, theirs),
-        };
-        let news = added.iter().filter(|(writer, known)| {
-            Some(*writer) != whole && !self.clock.covers_writer(*writer, known)
-        });
-        unclaimed.extend(news.map(|(writer, _)| writer));
-        unclaimed
-    }
-
-    fn unclaimed_after_claim(&self, context: &Clock, theirs: &[WriterId]) -> BTreeSet<WriterId> {
-        let mut unclaimed = self.unclaimed.clone();
-        unclaimed.retain(|writer| {
-            let known = self.clock.get(*writer);
-            let covered = known.is_none_or(|known| context.covers_writer(*writer, known));
-            !covered || theirs.contains(writer)
-        });
-        // Half a batch of theirs becomes half a batch of ours, unless we had all that they have.
-        unclaimed.extend(theirs.iter().filter(|writer| {
-            let known = context.get(**writer);
-            known.is_some_and(|known| !self.clock.covers_writer(**writer, known))
-        }));
-        unclaimed
-    }
-
-    /// Adds `news` to the clock, with the rows for it; answers what to take back if they cannot be
-    /// committed.
-    fn grow_clock(&mut self, edit: &mut Edit<'_>, news: &Clock, whole: bool) -> Growth {
-        let known_already = |(writer, known): &(WriterId, &Known)| {
-            self.clock.covers_writer(*writer, known) && !whole
-        };
-        let grown: Vec<_> = news.iter().filter(|entry| !known_already(entry)).collect();
-        if grown.is_empty() {
-            return Growth {
-                added: Clock::default(),
-                rows: None,
-            };
-        }
-        let mut growth = Growth {
-            added: Clock::default(),
-            rows: Some(self.known_rows.clone()),
-        };
-        let clock = Arc::make_mut(&mut self.clock);
-        for (writer, news) in grown {
-            let ord = edit.ord(writer);
-            // Rows that the base has passed go once no gap is left; a gap that stays costs nothing.
-            let is_gapless = clock
-                .get(writer)
-                .is_some_and(|known| known.ahead_len() == 0);
-            let has_passed_rows = (is_gapless || is_planted(Mistake::GapsWrittenAgain))
-                && self.known_rows.has_blocks(ord);
-            if whole && clock.covers_writer(writer, news) && !has_passed_rows {
-                continue;
-            }
-            let fresh = match clock.get(writer) {
-                Some(known) => news.difference(known),
-                None => news.ranges().collect(),
-            };
-            for range in fresh {
-                growth.added.insert_range(writer, range.clone());
-                clock.insert_range(writer, range);
-            }
-            let Some(known) = clock.get(writer) else {
-                continue;
-            };
-            if whole {
-                self.known_rows.put_whole(&mut edit.batch, ord, known);
-            } else {
-                self.known_rows.put_added(&mut edit.batch, ord, known, news);
-            }
-        }
-        growth
-    }
-
-    /// Makes the clock what it was before it grew.
-    fn take_back(&mut self, growth: Growth) {
-        if is_planted(Mistake::ClockNotTakenBack) {
-            return;
-        }
-        Arc::make_mut(&mut self.clock).remove(&growth.added);
-        if let Some(rows) = growth.rows {
-            self.known_rows = rows;
-        }
     }
 
     fn commit(&mut self, mut batch: Batch) -> Result<(), StorageError> {
@@ -682,115 +623,6 @@ impl State {
         self.storage.commit(first)?;
         Ok(rest)
     }
-
-    /// Drops the histories that the clock, grown by a claim, now covers. One that cannot be read stays,
-    /// and is answered.
-    fn forget_ghosts(
-        &self,
-        edit: &mut Edit<'_>,
-        joined: &BTreeMap<Key, Record>,
-    ) -> Result<Option<StateError>, StateError> {
-        let mut damage = None;
-        let mut ghosts: BTreeMap<Key, Record> = BTreeMap::new();
-        if self.ghosts > 0 {
-            let snapshot = self.storage.snapshot();
-            for entry in snapshot.range(Table::Pending, Bound::Unbounded, Bound::Unbounded) {
-                let (key, _) = entry?;
-                if joined.contains_key(&key) {
-                    continue;
-                }
-                match self.record(&key) {
-                    Ok(ghost) => {
-                        ghosts.insert(key, ghost);
-                    }
-                    Err(corrupt @ StateError::Corrupt { .. }) => damage = Some(corrupt),
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        ghosts.extend(
-            joined
-                .iter()
-                .map(|(key, record)| (key.clone(), record.clone())),
-        );
-        for (key, ghost) in ghosts {
-            if is_ghost(&ghost) && is_within(&ghost.seen, &self.clock, &self.writers) {
-                edit.replace(&key, &ghost, &Record::default());
-            }
-        }
-        Ok(damage)
-    }
-}
-
-/// What the clock in memory has grown by for a commit.
-#[derive(Default)]
-struct Growth {
-    added: Clock,
-    /// What the rows on disk were before, if they change.
-    rows: Option<KnownRows>,
-}
-
-/// The rows that one commit changes, and what they do to the sums over all keys.
-struct Edit<'a> {
-    writers: &'a Writers,
-    batch: Batch,
-    tally: Tally,
-    /// How many more ghosts there are; wraps around.
-    ghosts: u64,
-}
-
-impl<'a> Edit<'a> {
-    fn new(writers: &'a Writers, tally: Tally) -> Edit<'a> {
-        Edit {
-            writers,
-            batch: Batch::default(),
-            tally,
-            ghosts: 0,
-        }
-    }
-
-    /// The local number of a writer that has been described.
-    fn ord(&self, writer: WriterId) -> WriterOrd {
-        let ord = self.writers.ord(writer);
-        ord.expect("records and clocks are checked for undescribed writers before they are applied")
-    }
-
-    /// Changes one key's record, and log and sums with it.
-    fn replace(&mut self, key: &Key, old: &Record, new: &Record) {
-        let writers = self.writers;
-        let ord_of = |writer| {
-            let ord = writers.ord(writer);
-            ord.expect("records are checked for undescribed writers before they are applied")
-        };
-        log::follow(&mut self.batch, key, old, new, ord_of);
-        if new.is_empty() {
-            self.batch.remove(Table::Data, key.clone());
-        } else {
-            let row = encode_row(key, new, ord_of);
-            self.batch.put(Table::Data, key.clone(), row);
-        }
-        if is_ghost(new) && !is_ghost(old) {
-            self.batch.put(Table::Pending, key.clone(), Bytes::new());
-            self.ghosts = self.ghosts.wrapping_add(1);
-        }
-        if is_ghost(old) && !is_ghost(new) {
-            self.batch.remove(Table::Pending, key.clone());
-            self.ghosts = self.ghosts.wrapping_sub(1);
-        }
-        self.tally.subtract(old.tally(key));
-        self.tally.add(new.tally(key));
-    }
-
-    /// The rows of a writer that was minted for this commit.
-    fn put_new_writer(&mut self, writer: WriterId) {
-        let ord = self.ord(writer);
-        if let Some(descriptor) = self.writers.by_ord(ord) {
-            self.batch
-                .put(Table::Writers, ord_row(ord), descriptor.to_bytes());
-        }
-        let row = last_writer_row(ord, false);
-        self.batch.put(Table::Meta, META_LAST_WRITER, row);
-    }
 }
 
 /// Sums up all records of a snapshot, which takes as long as reading everything; `None` if
@@ -807,6 +639,13 @@ pub fn scan_tally(
         }
         let (key, row) = entry?;
         tally.add(read_record(Some(row), &key, writers)?.tally(&key));
+    }
+    for entry in snapshot.range(Table::Log, Bound::Unbounded, Bound::Unbounded) {
+        if !goes_on() {
+            return Ok(None);
+        }
+        entry?;
+        tally.log += 1;
     }
     Ok(Some(tally))
 }
@@ -835,10 +674,12 @@ fn load_writers(snapshot: &dyn Snapshot) -> Result<Writers, StateError> {
     let mut writers = Writers::default();
     for entry in snapshot.range(Table::Writers, Bound::Unbounded, Bound::Unbounded) {
         let (row, value) = entry?;
-        let mut reader = Reader::new(value, "writer row");
-        let descriptor = Descriptor::decode(&mut reader)
-            .and_then(|descriptor| reader.finish().map(|()| descriptor))
-            .map_err(|source| corrupt(Table::Writers, &row, source))?;
+        let decode = |value: &Bytes| {
+            let mut reader = Reader::new(unseal(&row, value, "writer row")?, "writer row");
+            let descriptor = Descriptor::decode(&mut reader)?;
+            reader.finish().map(|()| descriptor)
+        };
+        let descriptor = decode(&value).map_err(|source| corrupt(Table::Writers, &row, source))?;
         let ord = writers.add(descriptor)?;
         if row != ord_row(ord) {
             let source = DecodeError::Invalid { what: "writer row" };
@@ -876,6 +717,14 @@ fn put_unclaimed(batch: &mut Batch, unclaimed: &BTreeSet<WriterId>) {
     batch.put(Table::Meta, META_UNCLAIMED, row);
 }
 
+fn writer_row(ord: WriterOrd, descriptor: &Descriptor) -> (Bytes, Bytes) {
+    let row = ord_row(ord);
+    let mut value = Vec::with_capacity(44);
+    descriptor.encode(&mut value);
+    seal(&row, &mut value);
+    (row, value.into())
+}
+
 fn ord_row(ord: WriterOrd) -> Bytes {
     Bytes::copy_from_slice(&ord.to_be_bytes())
 }
@@ -899,10 +748,6 @@ fn last_per_key(ops: &[Op]) -> impl Iterator<Item = &Op> + '_ {
     (ops.iter().enumerate()).filter_map(move |(index, op)| is_last(index, op).then_some(op))
 }
 
-fn is_ghost(record: &Record) -> bool {
-    record.live.is_empty() && !record.seen.is_empty()
-}
-
 /// Whether a history, with all that its writers' parents imply, lies within a clock.
 fn is_within(seen: &VersionVector, clock: &Clock, writers: &Writers) -> bool {
     seen.iter().all(|dot| {
@@ -915,6 +760,17 @@ fn is_within(seen: &VersionVector, clock: &Clock, writers: &Writers) -> bool {
         }
         true
     })
+}
+
+impl Changed {
+    /// A record that could not be read was replaced.
+    fn of_mended(key: &Key, new: &Record) -> Changed {
+        Changed {
+            key: key.clone(),
+            conflict: new.puts().count() >= 2,
+            visible: true,
+        }
+    }
 }
 
 fn describe_change(key: &Key, old: &Record, new: &Record) -> Changed {

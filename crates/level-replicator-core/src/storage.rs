@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 /// The tables of a replica. The number is the table's name on disk and never changes.
 ///
-/// 6 to 9 are kept for the floor, the members, the epoch and the change feed.
+/// 10 is kept for the change feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Table {
@@ -30,17 +30,29 @@ pub enum Table {
     Data = 4,
     /// Keys whose record holds no live write but still a version vector.
     Pending = 5,
+    /// What everybody knows, and what a heal that goes on will know, a row per writer.
+    Floor = 6,
+    /// Name of a replica -> whether it takes part.
+    Members = 7,
+    /// The cut that is being agreed on, and who has agreed.
+    Epoch = 8,
+    /// Keys whose record holds a delete or a version vector to which no log entry leads.
+    Waiting = 9,
 }
 
 impl Table {
     /// Every table, in the order of their numbers.
-    pub const ALL: [Table; 6] = [
+    pub const ALL: [Table; 10] = [
         Table::Meta,
         Table::Writers,
         Table::Clock,
         Table::Log,
         Table::Data,
         Table::Pending,
+        Table::Floor,
+        Table::Members,
+        Table::Epoch,
+        Table::Waiting,
     ];
 }
 

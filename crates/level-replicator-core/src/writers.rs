@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::clock::{Dot, ReplicaId, WriterId};
+use crate::clock::{Clock, Dot, Known, ReplicaId, WriterId};
 use crate::codec::{DecodeError, Reader, put_varint};
 
 /// What never changes about a writer.
@@ -181,6 +181,71 @@ impl Writers {
         });
         self.by_id.insert(descriptor.writer, ord);
         Ok(ord)
+    }
+
+    /// The part of a clock that is *closed*: of a writer only if everything is known that its parents'
+    /// chain implies. Whether a history lies within a closed clock can be asked of its entries alone.
+    pub fn closed_part(&self, clock: &Clock) -> Clock {
+        let mut closed = Clock::default();
+        for node in &self.nodes {
+            let Some(known) = clock.get(node.descriptor.writer) else {
+                continue;
+            };
+            let is_closed = node.descriptor.parent.is_none_or(|parent| {
+                parent.seq == 0 || closed.get(parent.writer).map_or(0, Known::base) >= parent.seq
+            });
+            if is_closed {
+                closed.set(node.descriptor.writer, known.clone());
+            }
+        }
+        closed
+    }
+
+    /// A clock without what the chains of its writers' parents imply, and those chains: each by a writer
+    /// that is left and its parent. So it has about one entry for each replica, however often each was
+    /// opened. [`Writers::unfold`] undoes it.
+    pub fn fold(&self, clock: &Clock) -> (Clock, Vec<(WriterId, Dot)>) {
+        let closed = self.closed_part(clock);
+        let mut implied = vec![0; self.nodes.len()];
+        for node in &self.nodes {
+            if let (Some(parent), Some(dot)) = (node.parent, node.descriptor.parent)
+                && closed.get(node.descriptor.writer).is_some()
+            {
+                let most: &mut u64 = &mut implied[parent as usize];
+                *most = (*most).max(dot.seq);
+            }
+        }
+        let mut rest = Clock::default();
+        let mut chains = Vec::new();
+        for (writer, known) in clock.iter() {
+            let is_closed = closed.get(writer).is_some();
+            let ord = self.ord(writer).filter(|_| is_closed);
+            let is_implied = ord.is_some_and(|ord| implied[ord as usize] == known.base());
+            if is_implied && known.ahead_len() == 0 {
+                continue;
+            }
+            rest.set(writer, known.clone());
+            let parent = self.get(writer).and_then(|descriptor| descriptor.parent);
+            if let Some(parent) = parent.filter(|_| is_closed) {
+                chains.push((writer, parent));
+            }
+        }
+        (rest, chains)
+    }
+
+    /// Adds to a clock what chains of parents imply; `false` if one of the parents is not known here.
+    pub fn unfold(&self, clock: &mut Clock, chains: &[(WriterId, Dot)]) -> bool {
+        for (_, parent) in chains {
+            let mut next = Some(*parent);
+            while let Some(dot) = next {
+                let Some(descriptor) = self.get(dot.writer) else {
+                    return false;
+                };
+                clock.insert_range(dot.writer, 1..=dot.seq);
+                next = descriptor.parent;
+            }
+        }
+        true
     }
 
     /// Whether a write of `writer` on some key implies `dot` on the same key.

@@ -18,7 +18,7 @@ use level_replicator_core::event::{Discovery, Event};
 use level_replicator_core::record::{Op, Tally};
 use level_replicator_core::replica::{Input, Output, Replica};
 use level_replicator_core::session::{LinkId, PeerError};
-use level_replicator_core::state::{State, StateError, Written, scan_tally};
+use level_replicator_core::state::{ScanStart, State, StateError, Written, scan_tally};
 
 use self::links::Link;
 pub use self::links::{Piece, Weather};
@@ -90,11 +90,15 @@ enum Happening {
         node: usize,
         life: u64,
     },
+    Synced {
+        node: usize,
+        life: u64,
+    },
     Scanned {
         node: usize,
         life: u64,
         tally: Tally,
-        since: Tally,
+        start: ScanStart,
     },
 }
 
@@ -125,6 +129,8 @@ pub struct Cluster {
     pub loops: Option<usize>,
     /// The settings of replicas that are opened.
     pub config: Config,
+    /// Pairs of replicas between which nothing arrives for now, though their links stay.
+    pub frozen: Vec<(usize, usize)>,
     /// Whether each frame travels as a piece of its own, for those who take pieces by hand.
     pub frames_apart: bool,
     addresses: BTreeMap<Address, usize>,
@@ -159,6 +165,7 @@ impl Cluster {
             trace,
             loops: None,
             config,
+            frozen: Vec::new(),
             frames_apart: false,
             addresses: BTreeMap::new(),
             queue: BTreeMap::new(),
@@ -266,13 +273,13 @@ impl Cluster {
         };
         let scanned = scan_tally(&*state.storage().snapshot(), state.writers(), || true);
         if let Ok(Some(tally)) = scanned {
-            let since = state.tally_change();
+            let start = state.begin_scan();
             let life = self.nodes[node].life;
             let scanned = Happening::Scanned {
                 node,
                 life,
                 tally,
-                since,
+                start,
             };
             self.schedule(after_us, scanned);
         }
@@ -353,20 +360,39 @@ impl Cluster {
 
     /// When the next thing happens, in microseconds; `None` if nothing ever will.
     pub fn next_us(&self) -> Option<u64> {
-        self.queue.first_key_value().map(|((at, _), _)| *at)
+        self.first().map(|(at, _)| at)
     }
 
     /// Lets the next thing happen that happens before a time; `None` if there is no such thing, and
     /// then it is that time.
     pub fn step(&mut self, until_us: u64) -> Option<Option<Touched>> {
-        let next = self.queue.first_key_value();
-        if next.is_none_or(|((at, _), _)| *at >= until_us) {
+        let next = self.first().filter(|(at, _)| *at < until_us);
+        let Some(next) = next else {
             self.now_us = self.now_us.max(until_us);
             return None;
-        }
-        let ((at, _), happening) = self.queue.pop_first()?;
+        };
+        let (at, happening) = (next.0, self.queue.remove(&next)?);
         self.now_us = self.now_us.max(at);
         Some(self.happen(happening))
+    }
+
+    /// The place in the queue of what happens next.
+    fn first(&self) -> Option<(u64, u64)> {
+        if self.frozen.is_empty() {
+            return self.queue.first_key_value().map(|(place, _)| *place);
+        }
+        let is_frozen = |happening: &Happening| {
+            let Happening::Arrives { link, side, .. } = happening else {
+                return false;
+            };
+            self.links.get(link).is_some_and(|link| {
+                let (from, to) = (link.ends[1 - side].node, link.ends[*side].node);
+                self.frozen.contains(&(from, to)) || self.frozen.contains(&(to, from))
+            })
+        };
+        let mut queue = self.queue.iter();
+        let next = queue.find(|(_, happening)| !is_frozen(happening));
+        next.map(|(place, _)| *place)
     }
 
     /// Lets time pass.
@@ -437,17 +463,31 @@ impl Cluster {
                     from: None,
                 })
             }
+            Happening::Synced { node, life } => {
+                let running = &self.nodes[node];
+                use level_replicator_core::storage::Storage;
+                // A disk that fails to sync says nothing; it is asked again with the next epoch.
+                if running.life != life || running.disk.sync().is_err() {
+                    return None;
+                }
+                self.input(node, Input::Synced);
+                Some(Touched {
+                    node,
+                    by_time: false,
+                    from: None,
+                })
+            }
             Happening::Scanned {
                 node,
                 life,
                 tally,
-                since,
+                start,
             } => {
                 let running = &mut self.nodes[node];
                 if running.life == life
                     && let Some(replica) = &mut running.replica
                 {
-                    replica.state_mut().set_tally_base(tally, since);
+                    replica.state_mut().end_scan(tally, start);
                     self.trace.count("tallies scanned");
                 }
                 None
@@ -488,6 +528,12 @@ impl Cluster {
                 Output::Send(id, bytes) => self.send_bytes(node, id, bytes),
                 Output::Close(id) => self.close_link(node, id),
                 Output::Connect(id, address) => self.dial(node, id, &address),
+                Output::Sync => {
+                    let life = self.nodes[node].life;
+                    let took = chance(self.seed, &[7, node as u64, self.now_us]).u64(1..3_000);
+                    self.schedule(took, Happening::Synced { node, life });
+                }
+                Output::Scan => self.scan(node, 1_000),
             }
         }
         self.plan_wake(node);
@@ -521,6 +567,11 @@ impl Cluster {
             Event::Error { error, .. } => error_name(error),
             Event::ClockSkew { .. } => "event clock skew",
             Event::Divergence { .. } => "event divergence",
+            Event::Promoted => "event promoted",
+            Event::Renamed { .. } => "event renamed",
+            Event::Excluded { .. } => "event excluded",
+            Event::WriterCollision { .. } => "event writer collision",
+            Event::Rebuilt { .. } => "event rebuilt",
             _ => "event of another kind",
         });
         if let Event::Error { address, error } = &event {

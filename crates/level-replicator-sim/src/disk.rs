@@ -42,6 +42,7 @@ struct State {
 /// A row that is not what was written.
 #[derive(Debug, Clone)]
 struct Damage {
+    table: Table,
     key: Bytes,
     good: Bytes,
     bad: Bytes,
@@ -110,39 +111,57 @@ impl Disk {
 
     /// Flips a bit in the record of a key; answers whether there is one.
     pub fn damage(&self, key: &[u8], bit: u64) -> bool {
+        self.damage_row(Table::Data, key, |len| bit as usize % (len * 8))
+    }
+
+    /// Flips a bit in a row of a table; `bit` chooses it by the row's number of bytes. Answers whether
+    /// there is such a row.
+    pub fn damage_row(&self, table: Table, key: &[u8], bit: impl Fn(usize) -> usize) -> bool {
         let mut state = self.lock();
-        let Ok(Some(good)) = state.tables.get(Table::Data, key) else {
+        let Ok(Some(good)) = state.tables.get(table, key) else {
             return false;
         };
         let mut bad = good.to_vec();
-        let bit = bit as usize % (bad.len() * 8);
+        let bit = bit(bad.len());
         bad[bit / 8] ^= 1 << (bit % 8);
         let damage = Damage {
+            table,
             key: Bytes::copy_from_slice(key),
             good,
             bad: bad.into(),
         };
-        let done = state.replace(&damage.key, &damage.bad);
+        let done = state.replace(table, &damage.key, &damage.bad);
         state.damage.push(damage);
         done
     }
 
-    /// Makes every damaged record what it was, as far as it is still there. A loss of power may bring
+    /// Makes every damaged row what it was, as far as it is still there. A loss of power may bring
     /// the damage back.
     pub fn repair(&self) {
         let mut state = self.lock();
         // A record may have been damaged twice.
         for damage in state.damage.clone().into_iter().rev() {
-            let row = state.tables.get(Table::Data, &damage.key);
+            let row = state.tables.get(damage.table, &damage.key);
             if row.is_ok_and(|row| row.as_ref() == Some(&damage.bad)) {
-                state.replace(&damage.key, &damage.good);
+                state.replace(damage.table, &damage.key, &damage.good);
             }
         }
     }
 
     /// Whether the record of a key was damaged at some time.
     pub fn is_damaged(&self, key: &[u8]) -> bool {
-        self.lock().damage.iter().any(|damage| damage.key == key)
+        let state = self.lock();
+        let is_it = |damage: &Damage| damage.table == Table::Data && damage.key == key;
+        state.damage.iter().any(is_it)
+    }
+
+    /// Whether a row of a table still is what damage made of it.
+    pub fn is_rotten(&self, table: Table) -> bool {
+        let state = self.lock();
+        state.damage.iter().any(|damage| {
+            let row = state.tables.get(damage.table, &damage.key);
+            damage.table == table && row.is_ok_and(|row| row.as_ref() == Some(&damage.bad))
+        })
     }
 
     /// The process is gone. With a loss of power the last `lost` commits go too, as far as they were
@@ -184,10 +203,10 @@ impl State {
         Ok(())
     }
 
-    /// Changes a record behind everybody's back.
-    fn replace(&mut self, key: &Bytes, row: &Bytes) -> bool {
+    /// Changes a row behind everybody's back.
+    fn replace(&mut self, table: Table, key: &Bytes, row: &Bytes) -> bool {
         let mut batch = Batch::default();
-        batch.put(Table::Data, key.clone(), row.clone());
+        batch.put(table, key.clone(), row.clone());
         self.tables.commit(batch).is_ok()
     }
 

@@ -93,6 +93,7 @@ fn main() -> ExitCode {
     // What a replica panics with is told with its run.
     std::panic::set_hook(Box::new(|_| {}));
     if let Some(path) = &args.scenario {
+        plant(args.mistake);
         return scenario(path);
     }
     if let Some(directory) = &args.growth {
@@ -286,7 +287,7 @@ fn table_of_mistakes(seeds_max: u64) -> ExitCode {
         match catch(mistake, seeds_max) {
             Some(caught) => println!(
                 "| {name} | {about} | {} | {} | {} |",
-                caught.profile.name, caught.seeds, caught.broken.invariant
+                caught.place, caught.seeds, caught.broken.invariant
             ),
             None => {
                 missed += 1;

@@ -115,6 +115,18 @@ impl KeyHistory {
         dots
     }
 
+    /// The values that must be live where this is known.
+    fn live_puts(&self, known: &Set) -> Vec<Dot> {
+        let greatest = self.greatest(known);
+        let puts = greatest.iter().map(|write| &self.writes[write]);
+        let mut dots: Vec<Dot> = puts
+            .filter(|write| write.value.is_some())
+            .map(|write| write.dot)
+            .collect();
+        dots.sort();
+        dots
+    }
+
     /// What a reader must see where this is known: the put with the greatest stamp, then dot.
     fn winner(&self, known: &Set) -> Option<&Bytes> {
         let greatest = self.greatest(known);
@@ -161,7 +173,14 @@ impl Shown {
 }
 
 /// What a replica was about to overwrite, taken before a write.
-pub struct Seen(BTreeMap<Bytes, Set>);
+pub struct Seen {
+    past: BTreeMap<Bytes, Set>,
+    /// The latest stamp of what is live. What was reclaimed has none any more: nothing concurrent with
+    /// it can come.
+    latest: BTreeMap<Bytes, Stamp>,
+    /// Keys whose records could not be read: a write replaces all that is known of them.
+    unreadable: BTreeSet<Bytes>,
+}
 
 /// All writes of all replicas, also of those that are lost.
 #[derive(Default)]
@@ -172,6 +191,14 @@ pub struct Oracle {
     batches: Vec<Batch>,
     /// Writes that have the stamp of an earlier one of their key.
     equal_stamps: u64,
+    /// A replica has promoted itself: from then on a value that was replaced may appear again beside
+    /// what replaced it, and only that nothing is lost can be asked for.
+    is_lenient: bool,
+    /// Keys whose record was overwritten while it could not be read. What it had seen beyond the clock
+    /// is lost, so a value that was replaced may appear again there too.
+    overwritten: BTreeSet<Bytes>,
+    /// All floors that were ever seen, together.
+    floors: Clock,
 }
 
 struct Batch {
@@ -193,22 +220,110 @@ impl Oracle {
 
     /// What the operations are about to see on a replica.
     pub fn look(&self, state: &State, ops: &[Op]) -> Result<Seen, Broken> {
-        let mut seen = BTreeMap::new();
+        let (mut pasts, mut unreadable) = (BTreeMap::new(), BTreeSet::new());
+        let mut latest = BTreeMap::new();
         for op in ops {
-            let record = read(state, op.key())?;
             let mut past = Set::default();
+            let record = state.record(op.key());
+            if record.is_err() {
+                unreadable.insert(op.key().clone());
+            }
+            if let Some(stamp) = record.as_ref().ok().and_then(Record::last_stamp) {
+                latest.insert(op.key().clone(), stamp);
+            }
             if let Some(history) = self.keys.get(op.key()) {
-                for version in &record.live {
-                    let Some(number) = history.number(version.dot) else {
-                        return broken("I6", format!("{} was never written", version.dot));
+                let live = match &record {
+                    Ok(record) => record.live.iter().map(|version| version.dot).collect(),
+                    Err(_) => {
+                        let dots = history.writes.iter().map(|write| write.dot);
+                        dots.filter(|dot| state.clock().contains(*dot))
+                            .collect::<Vec<_>>()
+                    }
+                };
+                // What was reclaimed has been seen too.
+                let dots = history.writes.iter().map(|write| write.dot);
+                let below = dots.filter(|dot| state.floor().contains(*dot));
+                for dot in below.chain(live) {
+                    let Some(number) = history.number(dot) else {
+                        return broken("I6", format!("{dot} was never written"));
                     };
                     past.insert(number);
                     past.add(&history.writes[number].past);
                 }
             }
-            seen.insert(op.key().clone(), past);
+            pasts.insert(op.key().clone(), past);
         }
-        Ok(Seen(seen))
+        Ok(Seen {
+            past: pasts,
+            latest,
+            unreadable,
+        })
+    }
+
+    /// Whether exactly what is known and not replaced must be live under a key.
+    fn is_exact(&self, key: &Bytes) -> bool {
+        !self.is_lenient && !self.overwritten.contains(key)
+    }
+
+    /// What a replica holds, and what its sums say of it, for a person.
+    pub fn describe(&self, state: &State) -> String {
+        let mut sum = Tally::default();
+        let mut told = String::new();
+        for key in self.keys.keys() {
+            match state.record(key) {
+                Ok(record) => {
+                    let dots: Vec<String> = record.puts().map(|put| put.dot.to_string()).collect();
+                    told.push_str(&format!("{}={} ", key.escape_ascii(), dots.join("|")));
+                    sum.add(record.tally(key));
+                }
+                Err(_) => told.push_str(&format!("{} unreadable ", key.escape_ascii())),
+            }
+        }
+        let known = state.tally().map(|tally| (tally.digest, tally.keys));
+        format!(
+            "{told}sums {known:x?}, in truth {:x?}",
+            (sum.digest, sum.keys)
+        )
+    }
+
+    /// Whether a replica has had to go on with what it had.
+    pub fn is_lenient(&self) -> bool {
+        self.is_lenient
+    }
+
+    /// A replica goes on with what it has: from now on old values may appear again.
+    pub fn be_lenient(&mut self) {
+        self.is_lenient = true;
+        for batch in &mut self.batches {
+            batch.is_excused = true;
+        }
+    }
+
+    /// Checks I5, and that a floor grows only by others' floors or by a cut that everybody whom the
+    /// replica waits for has agreed to.
+    pub fn check_floor(&mut self, state: &State) -> Result<(), Broken> {
+        let floor = state.floor();
+        if !state.clock().covers(floor) {
+            return broken("I5", "the floor holds what is not known".to_owned());
+        }
+        if state.writers().closed_part(floor) != **floor {
+            return broken(
+                "I5",
+                "the floor holds a child without its parent".to_owned(),
+            );
+        }
+        if self.floors.covers(floor) {
+            return Ok(());
+        }
+        let mut allowed = self.floors.clone();
+        allowed.union(&state.epoch().cut);
+        let waits_for: Vec<_> = state.missing_acks().collect();
+        if !waits_for.is_empty() || !allowed.covers(floor) {
+            let how = format!("a cut is complete without {waits_for:?}");
+            return broken("E2 epoch", how);
+        }
+        self.floors.union(floor);
+        Ok(())
     }
 
     /// Enters a write that was made by a process, and checks its names and stamps: I6 and I8.
@@ -224,8 +339,13 @@ impl Oracle {
         state: &State,
     ) -> Result<(), Broken> {
         let counting = self.counting(seen, ops);
+        self.overwritten.extend(seen.unreadable.iter().cloned());
         let mut entered: Vec<(Bytes, Write)> = Vec::new();
         for op in &counting {
+            if written.is_none() && state.record(op.key()).is_err() {
+                // What could not be read has not been replaced: the process died before the commit.
+                return Ok(());
+            }
             let record = read(state, op.key())?;
             let history = self.keys.get(op.key());
             let is_new = |dot: Dot| history.is_none_or(|history| history.number(dot).is_none());
@@ -243,8 +363,9 @@ impl Oracle {
             if !is_new(version.dot) {
                 return broken("I6", format!("{} is used again", version.dot));
             }
-            let past = seen.0.get(op.key()).cloned().unwrap_or_default();
-            self.check_stamp(op.key(), version.stamp, &past, wall_us, version.dot)?;
+            let past = seen.past.get(op.key()).cloned().unwrap_or_default();
+            let latest = seen.latest.get(op.key()).copied();
+            check_stamp(version.stamp, latest, wall_us, version.dot)?;
             let value = match op {
                 Op::Put(_, value) => Some(value.clone()),
                 Op::Delete(_) => None,
@@ -287,8 +408,9 @@ impl Oracle {
                 .all(|later| later.key() != ops[index].key())
         };
         let deletes_nothing = |op: &Op| {
-            let past = seen.0.get(op.key()).cloned().unwrap_or_default();
+            let past = seen.past.get(op.key()).cloned().unwrap_or_default();
             matches!(op, Op::Delete(_))
+                && !seen.unreadable.contains(op.key())
                 && self
                     .keys
                     .get(op.key())
@@ -298,34 +420,6 @@ impl Oracle {
         last.map(|(_, op)| op)
             .filter(|op| !deletes_nothing(op))
             .collect()
-    }
-
-    fn check_stamp(
-        &self,
-        key: &Bytes,
-        stamp: Stamp,
-        past: &Set,
-        wall_us: u64,
-        dot: Dot,
-    ) -> Result<(), Broken> {
-        let history = self.keys.get(key);
-        let before = history.into_iter().flat_map(|history| {
-            let past = past.iter();
-            past.map(|write| history.writes[write].stamp)
-        });
-        let latest = before.max();
-        if latest.is_some_and(|latest| latest >= stamp) {
-            let how = format!("the stamp of {dot} is not after that of a write it had seen");
-            return broken("I8", how);
-        }
-        let least = latest.map_or(0, |latest| latest.as_micros() + 1);
-        if stamp != Stamp::from_micros(wall_us.max(least)) {
-            return broken(
-                "I8",
-                format!("the stamp of {dot} is neither clock nor successor"),
-            );
-        }
-        Ok(())
     }
 
     fn check_names(
@@ -379,12 +473,13 @@ impl Oracle {
             if !record.is_empty() {
                 sum.add(record.tally(key));
             }
+            check_found_again(state, key, &record)?;
             let puts: Vec<Dot> = record.puts().map(|put| put.dot).collect();
             if !puts.is_empty() {
                 shown.puts.insert(key.clone(), puts);
             }
         }
-        check_log(state, &live_dots, &shown.unreadable)?;
+        sum.log = check_log(state, &live_dots, &shown.unreadable)?;
         check_own_writer(state)?;
         if let Some(tally) = state.tally()
             && tally != sum
@@ -403,16 +498,40 @@ impl Oracle {
         record: &Record,
         known: &Set,
     ) -> Result<(), Broken> {
-        for write in known.iter() {
+        // Who is healed half-way, or was never healed to the end, may know a write without its past.
+        let is_exact = state.wanted().is_empty() && self.is_exact(key);
+        for write in known.iter().filter(|_| is_exact) {
             let write = &history.writes[write];
             if !write.past.is_within(known) {
                 let how = format!("{} of {key:?} is known without its past", write.dot);
                 return broken("I2", how);
             }
         }
-        let live: Vec<Dot> = record.live.iter().map(|version| version.dot).collect();
-        let must = history.live(known);
-        if live != must {
+        let live: Vec<Dot> = record.puts().map(|version| version.dot).collect();
+        let must = history.live_puts(known);
+        // Half of a heal may have removed what only the other half shows to be dead.
+        let is_half_healed = !state.wanted().is_empty();
+        let is_right = if is_exact {
+            live == must
+        } else {
+            is_half_healed || must.iter().all(|dot| live.contains(dot))
+        };
+        let deletes = record
+            .live
+            .iter()
+            .filter(|version| version.value().is_none());
+        let greatest = history.live(known);
+        let stale_delete = deletes
+            .map(|version| version.dot)
+            // One below the floor is about to be reclaimed, whatever came after it.
+            .find(|dot| !greatest.contains(dot) && !state.floor().contains(*dot));
+        if is_exact && let Some(dot) = stale_delete {
+            return broken(
+                "I1",
+                format!("{key:?} holds the delete {dot}, which was replaced"),
+            );
+        }
+        if !is_right {
             return broken(
                 "I1",
                 format!("{key:?} holds {live:?} and must hold {must:?}"),
@@ -440,7 +559,7 @@ impl Oracle {
         }
         let shown = Resolver::last_write_wins().resolve(key, record, state.writers());
         let winner = history.winner(known);
-        if shown.as_ref() != winner {
+        if is_exact && shown.as_ref() != winner {
             return broken(
                 "I1",
                 format!("readers see {shown:?} of {key:?}, not {winner:?}"),
@@ -450,7 +569,7 @@ impl Oracle {
     }
 
     /// The writes of a key that a replica knows by its clock or by the key's own history. Checks I10
-    /// on the way: as long as nothing is ever stripped, the history alone must cover them.
+    /// on the way: what is not below the floor the history alone must cover.
     fn known(
         &self,
         state: &State,
@@ -465,7 +584,8 @@ impl Oracle {
                 .get(&write.dot.writer)
                 .is_some_and(|seq| *seq >= write.dot.seq);
             let in_clock = state.clock().contains(write.dot);
-            if in_clock && !covered {
+            let is_asked = state.wanted().is_empty() && self.is_exact(key);
+            if is_asked && in_clock && !covered && !state.floor().contains(write.dot) {
                 let how = format!("{} of {key:?} is known and not in its history", write.dot);
                 return broken("I10", how);
             }
@@ -478,13 +598,14 @@ impl Oracle {
 
     /// Checks C6: a replica that is caught up shows all or nothing of what is left of each batch.
     pub fn check_batches(&self, state: &State, shown: &Shown) -> Result<(), Broken> {
-        if state.is_catching_up() {
+        if state.is_catching_up() || !state.wanted().is_empty() || self.is_lenient {
             return Ok(());
         }
         let mut known: BTreeMap<&Bytes, (Set, Set)> = BTreeMap::new();
         let readable = |batch: &&Batch| {
             let mut keys = batch.writes.iter().map(|(key, _)| key);
-            !batch.is_excused && keys.all(|key| !shown.unreadable.contains(key))
+            !batch.is_excused
+                && keys.all(|key| !shown.unreadable.contains(key) && self.is_exact(key))
         };
         for batch in self.batches.iter().filter(readable) {
             let (mut here, mut missing) = (Vec::new(), Vec::new());
@@ -549,7 +670,8 @@ impl Oracle {
         clock
     }
 
-    /// Checks C2: what is known somewhere, and replaced by nothing that is, is live here.
+    /// Checks C2 and C3: what is known somewhere, and replaced by nothing that is, is live here, and
+    /// nothing else is.
     pub fn check_nothing_is_lost(&self, state: &State, known: &Clock) -> Result<(), Broken> {
         for (key, history) in &self.keys {
             let mut set = Set::default();
@@ -559,9 +681,13 @@ impl Oracle {
                 // Who knows a write knows what it had seen.
                 set.add(&write.past);
             }
-            let must = history.live(&set);
+            let must = history.live_puts(&set);
             let record = read(state, key)?;
-            let live: Vec<Dot> = record.live.iter().map(|version| version.dot).collect();
+            let live: Vec<Dot> = record.puts().map(|version| version.dot).collect();
+            let is_lost = |dot: &Dot| !live.contains(dot);
+            if !self.is_exact(key) && !must.iter().any(is_lost) {
+                continue;
+            }
             if live != must {
                 return broken(
                     "C2",
@@ -571,6 +697,25 @@ impl Oracle {
         }
         Ok(())
     }
+}
+
+/// Checks I8: a write is later than what it replaces, and else what the clock says.
+fn check_stamp(
+    stamp: Stamp,
+    replaced: Option<Stamp>,
+    wall_us: u64,
+    dot: Dot,
+) -> Result<(), Broken> {
+    if replaced.is_some_and(|replaced| replaced >= stamp) {
+        let how = format!("the stamp of {dot} is not after that of a write it replaces");
+        return broken("I8", how);
+    }
+    let least = replaced.map_or(0, |replaced| replaced.as_micros() + 1);
+    if stamp != Stamp::from_micros(wall_us.max(least)) {
+        let how = format!("the stamp of {dot} is neither clock nor successor");
+        return broken("I8", how);
+    }
+    Ok(())
 }
 
 fn read(state: &State, key: &[u8]) -> Result<Record, Broken> {
@@ -597,16 +742,20 @@ fn reach(state: &State, record: &Record) -> Result<BTreeMap<WriterId, u64>, Brok
     Ok(reach)
 }
 
-/// Checks I4: the log names exactly the live writes, each under its key.
+/// Checks I4: the log names exactly the live writes above the floor, each under its key. Entries that
+/// the floor made superfluous may be left until they are reclaimed. Answers how many entries there are.
 fn check_log(
     state: &State,
     live: &BTreeMap<Dot, &Bytes>,
     unreadable: &BTreeSet<Bytes>,
-) -> Result<(), Broken> {
+) -> Result<u64, Broken> {
     let snapshot = state.storage().snapshot();
-    let mut entries = 0;
+    let (mut entries, mut rows) = (0, 0);
+    let is_below = |dot: &Dot| state.floor().contains(*dot) || state.wanted().contains(*dot);
     for entry in snapshot.range(Table::Log, Bound::Unbounded, Bound::Unbounded) {
-        let (row, key) = entry.or_else(|error| broken("I4", error.to_string()))?;
+        let (row, value) = entry.or_else(|error| broken("I4", error.to_string()))?;
+        let key = log::key_of(&row, &value).or_else(|error| broken("I4", error.to_string()))?;
+        rows += 1;
         if unreadable.contains(&key) {
             continue;
         }
@@ -616,6 +765,15 @@ fn check_log(
             writer: writer.writer,
             seq,
         });
+        if dot.as_ref().is_some_and(is_below) {
+            if !state.is_reclaiming() && state.wanted().is_empty() {
+                return broken(
+                    "I4",
+                    format!("the log names {dot:?}, which is below the floor"),
+                );
+            }
+            continue;
+        }
         if dot.and_then(|dot| live.get(&dot)) != Some(&&key) {
             return broken(
                 "I4",
@@ -624,12 +782,55 @@ fn check_log(
         }
         entries += 1;
     }
-    if entries != live.len() {
-        let how = format!(
-            "the log has {entries} entries for {} live writes",
-            live.len()
-        );
+    let above = live.keys().filter(|dot| !is_below(dot)).count();
+    if entries != above {
+        let how = format!("the log has {entries} entries for {above} live writes above the floor");
         return broken("I4", how);
+    }
+    Ok(rows)
+}
+
+/// Checks that a record which a floor may make smaller will be looked at again: a log entry leads to
+/// it, or it waits.
+fn check_found_again(state: &State, key: &Bytes, record: &Record) -> Result<(), Broken> {
+    let is_below = |dot: Dot| state.floor().contains(dot) || state.wanted().contains(dot);
+    let has_entry = record.live.iter().any(|version| !is_below(version.dot));
+    let will_be = state.is_reclaiming() || !state.wanted().is_empty() || has_entry;
+    if !record.is_strippable() || record.is_ghost() || will_be {
+        return Ok(());
+    }
+    match state.storage().snapshot().get(Table::Waiting, key) {
+        Ok(Some(_)) => Ok(()),
+        _ => broken(
+            "C4",
+            format!("nothing leads to {key:?}, which waits to be reclaimed"),
+        ),
+    }
+}
+
+/// Checks C4 at rest: nothing of what everybody knows is left of deletes, histories and the log. What
+/// stands above a gap that nobody can fill stays.
+pub fn check_reclaimed(state: &State) -> Result<(), Broken> {
+    let cut = state.writers().closed_part(state.clock());
+    let snapshot = state.storage().snapshot();
+    for entry in snapshot.range(Table::Log, Bound::Unbounded, Bound::Unbounded) {
+        let (row, _) = entry.or_else(|error| broken("C4", error.to_string()))?;
+        let ord = row.first_chunk().map(|ord| u32::from_be_bytes(*ord));
+        let writer = ord.and_then(|ord| state.writers().by_ord(ord));
+        let dot = writer.zip(log::seq_of(&row)).map(|(writer, seq)| Dot {
+            writer: writer.writer,
+            seq,
+        });
+        if dot.is_some_and(|dot| cut.contains(dot)) {
+            return broken("C4", format!("the log still names {dot:?}"));
+        }
+    }
+    for entry in snapshot.range(Table::Data, Bound::Unbounded, Bound::Unbounded) {
+        let (key, _) = entry.or_else(|error| broken("C4", error.to_string()))?;
+        let record = read(state, &key)?;
+        if record.stripped(&cut).is_some() {
+            return broken("C4", format!("{key:?} still holds {record:?}"));
+        }
     }
     Ok(())
 }

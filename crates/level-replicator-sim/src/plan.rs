@@ -64,7 +64,7 @@ impl Plan {
         let replicas = replicas.unwrap_or_else(|| luck.usize(least..=most));
         let delay_max_us = pick(luck, &[100, 1_000, 5_000, 40_000]);
         let keys = luck.usize(1..=profile.keys);
-        let config = config(luck);
+        let config = config(luck, profile);
         let topology = pick(
             luck,
             &[
@@ -216,6 +216,7 @@ impl Plan {
                 side: luck.usize(..2),
             },
             Kind::Replay => Action::Replay { node },
+            Kind::Retire => Action::Retire { node, other: peer },
         }
     }
 
@@ -224,7 +225,7 @@ impl Plan {
         let count = if is_batch { luck.usize(1..6) } else { 1 };
         let op = |_| {
             let key = luck.usize(..self.keys);
-            if percent(luck, 20) {
+            if percent(luck, profile.delete_percent) {
                 return Change { key, put: None };
             }
             *values += 1;
@@ -264,7 +265,7 @@ impl Plan {
     }
 }
 
-fn config(luck: &mut fastrand::Rng) -> Config {
+fn config(luck: &mut fastrand::Rng, profile: &Profile) -> Config {
     Config {
         idle_interval: Duration::from_millis(pick(luck, &[300, 2_000, 30_000])),
         backoff_max: Duration::from_millis(pick(luck, &[200, 5_000])),
@@ -275,7 +276,11 @@ fn config(luck: &mut fastrand::Rng) -> Config {
         relay_delay: Duration::from_millis(pick(luck, &[0, 20])),
         atomic_budget: pick(luck, &[0, 200, 100_000, 1 << 20]),
         window: pick(luck, &[1, 70_000, 1 << 20]),
-        promote_timeout: Duration::from_millis(pick(luck, &[2_000, 60_000])),
+        promote_timeout: Duration::from_millis(pick(luck, profile.promotes_ms)),
+        reclaim_interval: Duration::from_millis(pick(luck, &[20, 200, 2_000])),
+        reclaim_pause: Duration::from_micros(pick(luck, &[200, 20_000])),
+        overdue: Duration::from_millis(pick(luck, &[500, 5_000])),
+        horizon: Duration::from_millis(pick(luck, profile.horizons_ms)),
         first_sync_timeout: Duration::ZERO,
         ..Config::default()
     }

@@ -106,6 +106,12 @@ struct Look {
     commits: u64,
     failed: u64,
     clock: Arc<Clock>,
+    floor: Arc<Clock>,
+    members: usize,
+    epoch: u64,
+    promotions: u64,
+    is_half_healed: bool,
+    deletes: u64,
     is_catching_up: bool,
     shown: Shown,
     /// What it waits for, and since when nothing of that has come.
@@ -266,7 +272,24 @@ impl Run {
             how: format!("at {node}: {}", broken.how),
             ..broken
         };
+        if let Some(state) = self.cluster.state(node)
+            && state.promotions() > look.promotions
+        {
+            // It forgets all that is not live with it.
+            self.looks[node].clock = Arc::clone(state.clock());
+            self.looks[node].floor = Arc::default();
+            self.oracle.be_lenient();
+        }
+        let look = &self.looks[node];
+        let Some(state) = self.cluster.state(node) else {
+            return Ok(());
+        };
         check_grown(&look.clock, state.clock()).map_err(named)?;
+        check_grown(&look.floor, state.floor()).map_err(named)?;
+        if state.members().len() < look.members || state.epoch().number < look.epoch {
+            return broken("I7", format!("{node} has forgotten a member or an epoch"));
+        }
+        self.oracle.check_floor(state).map_err(named)?;
         if look.is_catching_up && !state.is_catching_up() && by_time {
             // It has given up waiting.
             self.oracle.excuse_batches(state);
@@ -289,15 +312,36 @@ impl Run {
             told.map_err(named)?;
         }
         let is_catching_up = state.is_catching_up();
+        let is_half_healed = !state.wanted().is_empty();
+        let deletes = state.tally().map_or(0, |tally| tally.deletes);
         let look = &mut self.looks[node];
+        let has_promoted = state.promotions() > look.promotions;
+        let was_half_healed = std::mem::replace(&mut look.is_half_healed, is_half_healed);
+        let has_completed = !look.floor.covers(state.floor());
+        let reclaimed = look.deletes.saturating_sub(deletes);
+        look.deletes = deletes;
         look.life = life;
         look.commits = commits;
         look.failed = failed;
         look.clock = Arc::clone(state.clock());
+        look.floor = Arc::clone(state.floor());
+        look.members = state.members().len();
+        look.epoch = state.epoch().number;
+        look.promotions = state.promotions();
         look.is_catching_up = is_catching_up;
         look.shown = shown;
         disk.set_watched(false);
         let trace = &mut self.cluster.trace;
+        trace.count_times("epochs completed", u64::from(has_completed));
+        trace.count_times(
+            "deletes reclaimed",
+            if has_completed { 0 } else { reclaimed },
+        );
+        trace.count_times("replicas seen half healed", u64::from(is_half_healed));
+        let begun = is_half_healed && !was_half_healed;
+        let finished = was_half_healed && !is_half_healed && !has_promoted;
+        trace.count_times("heals begun", u64::from(begun));
+        trace.count_times("heals finished", u64::from(finished));
         trace.count("checks");
         let has_gaps = look.clock.iter().any(|(_, known)| known.ahead_len() > 0);
         trace.count_times("clocks with gaps", u64::from(has_gaps));
@@ -339,8 +383,17 @@ impl Run {
     fn check_events(&self, node: usize, events: &[Event]) -> Result<(), Broken> {
         for event in events {
             match event {
-                Event::Divergence { peer } => {
-                    let how = format!("{node} holds something else than {}", peer.replica);
+                Event::Divergence { peer, .. } => {
+                    let mut how = format!("{node} holds something else than {}", peer.replica);
+                    let is_one = |other: &usize| {
+                        let state = self.cluster.state(*other);
+                        *other == node || state.is_some_and(|state| state.replica() == peer.replica)
+                    };
+                    for other in self.cluster.running().into_iter().filter(is_one) {
+                        if let Some(state) = self.cluster.state(other) {
+                            how.push_str(&format!("; {other}: {}", self.oracle.describe(state)));
+                        }
+                    }
                     return broken("C1", how);
                 }
                 Event::Error { error, .. } => self.check_error(node, error)?,

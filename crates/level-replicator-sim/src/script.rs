@@ -12,10 +12,17 @@
 //! S crash | crash at commit N | crash before commit N | power-loss N | close | open | dies
 //! S opens COUNT times | backup as NAME | restore NAME | clone as NAME | twin as NAME
 //! S clock +1 year | loses the log entry of KEY
+//! S rots the value | header | log entry of KEY     a bit flips on the disk
+//! S rots the clock | floor | members | epoch | writers      in the first row
+//! S keeps                                  log, deletes, histories, waiting, floor, wanted
+//! S proposes | epoch | members | retires R | cannot reach R | reaches all
+//! reclaim | reclaim S R                    everybody or these talk until the floor has grown
 //! sync R S [quietly] [watch KEY..] [ACTION MOMENT from S]
+//!     While a conversation is stopped nothing arrives in it; others may run meanwhile.
 //!     ACTION: stop | cut | drop | repeat | swap | garble | truncate | oversize
-//!     MOMENT: before hello | clock | records | claim | yield, at byte N, after N frames (of records)
-//! continue [ACTION MOMENT from S]          goes on with a conversation that was stopped
+//!     MOMENT: before hello | clock | records | claim | yield | plan | start | range | list | absent |
+//!             floor | cluster, at byte N, after N frames (of records)
+//! continue [R S] [ACTION MOMENT from S]    goes on with a conversation that was stopped
 //! replay S to T                            plays what S said in the last conversation to T
 //! R crashes at each commit in sync S       once for each commit, from the same disk
 //! R is killed after every N frames from S  and all that is sent is not much more than once
@@ -49,6 +56,7 @@ mod talk;
 mod watch;
 
 mod acts;
+mod cuts;
 
 /// A scenario that was played.
 #[derive(Debug, Clone)]
@@ -98,7 +106,8 @@ struct Stage {
     looks: Vec<Look>,
     resolvers: Vec<Resolver>,
     backups: BTreeMap<String, Disk>,
-    talk: Option<Talk>,
+    /// Conversations that were stopped.
+    talks: Vec<Talk>,
     /// What was said in the last conversation.
     said: Vec<Piece>,
     /// Whether errors and differences between replicas are what the scenario is about.
@@ -113,6 +122,10 @@ struct Look {
     life: u64,
     commits: u64,
     clock: Arc<Clock>,
+    floor: Arc<Clock>,
+    promotions: u64,
+    /// It may have agreed to what it does not know any more: its disk was put back or copied.
+    has_forgotten: bool,
     is_catching_up: bool,
     shown: Shown,
     /// It is one of two that are one, or heard of such: nobody can say what it must hold.
@@ -124,6 +137,8 @@ impl Stage {
         // Nobody calls anybody by himself; a peer is named for one conversation only.
         let config = Config {
             idle_interval: Duration::from_secs(3_600),
+            // Deletes are reclaimed when a command says so.
+            reclaim_interval: Duration::from_secs(365 * 86_400),
             ..Config::default()
         };
         Stage {
@@ -134,7 +149,7 @@ impl Stage {
             looks: Vec::new(),
             resolvers: Vec::new(),
             backups: BTreeMap::new(),
-            talk: None,
+            talks: Vec::new(),
             said: Vec::new(),
             is_disturbed: false,
             told: Vec::new(),
@@ -161,6 +176,7 @@ impl Stage {
             ["continue", how @ ..] => self.go_on(how),
             ["replay", from, "to", to] => self.replay(from, to),
             ["wait", count, unit] => self.wait(span(count, unit)?),
+            ["reclaim", names @ ..] => self.reclaim(names),
             ["run", "until", "equal"] => self.run_until_equal(),
             ["expect", "equal", names @ ..] => self.expect_equal(names),
             ["expect", node, key, value] => self.expect_value(node, key, value),

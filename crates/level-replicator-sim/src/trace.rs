@@ -5,6 +5,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use level_replicator_core::frame::FrameReader;
+use level_replicator_core::heal::{List, Start};
 use level_replicator_core::message::Message;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -153,16 +154,39 @@ fn describe(message: &Message) -> String {
         }
         Message::Claim { unclaimed } if unclaimed.is_empty() => "claim".to_owned(),
         Message::Claim { unclaimed } => format!("claim(waiting for {})", unclaimed.len()),
-        Message::Yield { whole: None } => "yield".to_owned(),
-        Message::Yield { whole: Some(_) } => "yield(author whole)".to_owned(),
+        Message::Yield { unserved: true, .. } => "yield(not whole)".to_owned(),
+        Message::Yield { whole: None, .. } => "yield".to_owned(),
+        Message::Yield { whole: Some(_), .. } => "yield(author whole)".to_owned(),
         Message::Applied(applied) => {
             let answers = if applied.answers { "answers " } else { "" };
             let ends = if applied.ends { "ends " } else { "" };
-            format!("applied({answers}{ends}{} heads)", applied.heads.0.len())
+            let heals = if applied.heals { "heals " } else { "" };
+            format!(
+                "applied({answers}{ends}{heals}{} heads)",
+                applied.heads.0.len()
+            )
         }
         Message::Addresses(addresses) => format!("addresses({})", addresses.len()),
         Message::Busy { .. } => "busy".to_owned(),
         Message::Bye => "bye".to_owned(),
+        Message::Cluster(news) => format!(
+            "cluster({} members, epoch {}, {} acks{})",
+            news.members.len(),
+            news.epoch.number,
+            news.epoch.acks.len(),
+            if news.has_cut { ", cut" } else { "" }
+        ),
+        Message::Floor { heads, .. } => format!("floor({} heads)", heads.0.len()),
+        Message::Plan(plan) => format!("plan({:?})", plan.purpose),
+        Message::Start(Start::From(key)) => format!("start({})", key.escape_ascii()),
+        Message::Start(Start::Refused) => "start(refused)".to_owned(),
+        Message::Range(range) => format!("range({} items)", range.count),
+        Message::List(List::Same) => "list(same)".to_owned(),
+        Message::List(List::Items { hashes, .. }) => format!("list({} items)", hashes.len()),
+        Message::Absent(places) => format!("absent({places:?})"),
+        Message::Chains(chains) => format!("chains({})", chains.len()),
+        Message::TellAll => "tell all".to_owned(),
+        Message::Want(keys) => format!("want({keys:?})"),
     }
 }
 

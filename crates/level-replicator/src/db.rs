@@ -5,12 +5,13 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use level_replicator_core::address::Address;
-use level_replicator_core::clock::Dot;
+use level_replicator_core::clock::{Dot, Now, ReplicaId};
 use level_replicator_core::limits::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX};
+use level_replicator_core::members::Member;
 use level_replicator_core::record::{Key, Op, Record, Value};
 use level_replicator_core::replica::{FirstSync, Replica};
 use level_replicator_core::resolver::Sibling;
@@ -25,7 +26,7 @@ use crate::event_hub::Events;
 use crate::options::{Durability, Options};
 use crate::range::{Conflicts, Range, View};
 use crate::shared::Shared;
-use crate::status::{PeerStatus, Status, SyncState};
+use crate::status::{MemberStatus, PeerStatus, ReclaimStatus, Status, SyncState};
 use crate::system_clock::{SystemClock, deadline};
 use crate::transaction::Transaction;
 
@@ -90,7 +91,6 @@ impl Db {
         for peer in &options.peers {
             replica.add_peer(clock.now(), peer.clone());
         }
-        let needs_scan = replica.state().tally().is_none();
         let shared = Arc::new(Shared::new(
             replica,
             options.resolver.clone(),
@@ -107,10 +107,6 @@ impl Db {
             let shared = Arc::clone(&shared);
             move || driver::run(&shared, &options, listener)
         })?;
-        if needs_scan {
-            let shared = Arc::clone(&shared);
-            handle.start("level-replicator-scan", move || scan(&shared))?;
-        }
         Ok(Db { shared, handle })
     }
 
@@ -462,7 +458,9 @@ impl Db {
             listen: self.shared.listen.clone(),
             multicast: self.shared.multicast.load(Ordering::Relaxed),
             paused: replica.is_paused(),
-            sync_state: if state.is_catching_up() {
+            sync_state: if !state.wanted().is_empty() {
+                SyncState::Healing
+            } else if state.is_catching_up() {
                 SyncState::CatchingUp
             } else {
                 SyncState::Settled
@@ -470,7 +468,19 @@ impl Db {
             keys: tally.map(|tally| tally.keys),
             conflicts: tally.map(|tally| tally.conflicts),
             deletes: tally.map(|tally| tally.deletes),
+            log_entries: tally.map(|tally| tally.log),
             digest: tally.map(|tally| tally.digest),
+            agreed_at: replica.agreed_us().map(wall_time),
+            verified_at: replica.verified_us().map(wall_time),
+            reclaim: ReclaimStatus {
+                floor: state.floor().as_ref().clone(),
+                epoch: state.epoch().number,
+                epoch_open: state.is_epoch_open(),
+                epoch_age: Duration::from_micros(replica.epoch_age_us(now)),
+                held_back_by: held_back_by(&replica, now),
+                reclaiming: state.is_reclaiming(),
+            },
+            promotions: state.promotions(),
             clock: state.clock().as_ref().clone(),
             writes_per_second: replica.writes_per_second(now),
             traffic: replica.traffic(),
@@ -490,6 +500,46 @@ impl Db {
     pub fn peers(&self) -> Vec<PeerStatus> {
         let now = self.shared.clock.now();
         peer_statuses(&self.shared.replica(), now.steady_us)
+    }
+
+    /// Every replica that ever took part, as far as it is known here.
+    pub fn members(&self) -> Vec<MemberStatus> {
+        let replica = self.shared.replica();
+        let state = replica.state();
+        let status = |(id, member): (ReplicaId, Member)| {
+            let life = state.life(id);
+            MemberStatus {
+                replica: id,
+                is_self: id == state.replica(),
+                retired: member.retired,
+                excluded: life.excluded && id != state.replica(),
+                admitted_by: member.admitted_by,
+                seen_at: (life.seen_wall_us > 0).then(|| wall_time(life.seen_wall_us)),
+            }
+        };
+        state.members().iter().map(status).collect()
+    }
+
+    /// Sends a replica away for good: nothing waits for it any more before deletes are reclaimed.
+    ///
+    /// Nothing that others know of it is lost. Should it come back, it takes a new name, is healed, and
+    /// what it wrote meanwhile survives. Answers whether that is news.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownMember`] if no such replica is known, or it is this one; [`Error::Storage`] if it
+    /// could not be written down. Nothing was changed then.
+    pub fn retire(&self, replica: ReplicaId) -> Result<bool, Error> {
+        self.shared.check_open()?;
+        let mut core = self.shared.replica();
+        let is_known = core.state().members().get(replica).is_some();
+        if !is_known || core.state().replica() == replica {
+            return Err(Error::UnknownMember { replica });
+        }
+        let news = core.retire(self.shared.clock.now(), replica)?;
+        drop(core);
+        self.shared.wake.notify_one();
+        Ok(news)
     }
 
     /// The fingerprint of all keys and values, equal on replicas that hold the same.
@@ -525,6 +575,14 @@ impl Db {
         self.handle.close()
     }
 
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        self.shared.check_open()
+    }
+
+    pub(crate) fn storage(&self) -> &dyn Storage {
+        &*self.shared.storage
+    }
+
     fn view(&self) -> View {
         View {
             shared: Arc::clone(&self.shared),
@@ -555,10 +613,14 @@ impl Db {
         if skip(&replica)? {
             return Ok(None);
         }
+        let has_company = replica.has_company();
+        let due_before = (!has_company).then(|| replica.next_timeout());
         let written = replica.write(self.shared.clock.now(), ops)?;
         let commit = replica.state().commits();
         self.shared.group_sync.note_commits(commit);
-        let wakes = replica.has_company() || replica.has_output();
+        // Alone too there is something to do in a while: to reclaim what was written.
+        let is_due_anew = due_before.is_some_and(|before| replica.next_timeout() != before);
+        let wakes = has_company || replica.has_output() || is_due_anew;
         drop(replica);
         if wakes {
             self.shared.wake.notify_one();
@@ -830,17 +892,13 @@ fn peer_statuses(replica: &Replica, steady_us: u64) -> Vec<PeerStatus> {
     statuses.collect()
 }
 
-/// Reads all data through once, after an unclean end, to know its counts and digest again.
-fn scan(shared: &Shared) {
-    let replica = shared.replica();
-    let since = replica.state().tally_change();
-    let snapshot = shared.storage.snapshot();
-    let writers = Arc::clone(replica.state().writers());
-    drop(replica);
-    // A damaged record leaves the tally unknown; reading the record tells of the damage.
-    let open = || shared.check_open().is_ok();
-    if let Ok(Some(scanned)) = scan_tally(&*snapshot, &writers, open) {
-        shared.replica().state_mut().set_tally_base(scanned, since);
-        shared.progress.notify_all();
-    }
+fn held_back_by(replica: &Replica, now: Now) -> Vec<(ReplicaId, Duration)> {
+    let missing = replica.held_back_by(now).into_iter();
+    missing
+        .map(|(member, silent_us)| (member, Duration::from_micros(silent_us)))
+        .collect()
+}
+
+fn wall_time(wall_us: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(wall_us)
 }

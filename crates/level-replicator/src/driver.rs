@@ -16,10 +16,12 @@ use level_replicator_core::clock::Now;
 use level_replicator_core::event::{Discovery, Event};
 use level_replicator_core::replica::{Input, Output};
 use level_replicator_core::session::{LinkId, PeerError};
+use level_replicator_core::state::scan_tally;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::task::{LocalSet, spawn_blocking, spawn_local};
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, LocalSet, spawn_blocking, spawn_local};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use crate::discovery::lan::Lan;
@@ -55,6 +57,8 @@ pub(crate) enum FromLink {
     MulticastJoined,
     MulticastFailed(PeerError),
     SyncFailed(PeerError),
+    /// Everything that was committed is durable.
+    Synced,
 }
 
 /// A peer that reached us and proved its membership.
@@ -100,6 +104,7 @@ pub(crate) fn run(shared: &Arc<Shared>, options: &Options, listener: Option<StdL
                 &options.config.cluster,
             )),
             links: HashMap::new(),
+            work: Vec::new(),
             sender,
         };
         if let Some(listener) = listener {
@@ -117,6 +122,7 @@ struct Driver {
     shared: Arc<Shared>,
     keys: Rc<ClusterKeys>,
     links: HashMap<LinkId, LinkHandle>,
+    work: Vec<JoinHandle<()>>,
     sender: Sender<FromLink>,
 }
 
@@ -185,6 +191,7 @@ impl Driver {
             }
             FromLink::Discovered(address, by) => self.feed(Input::Discovered(address, by)),
             FromLink::MulticastJoined => self.shared.multicast.store(true, Ordering::Relaxed),
+            FromLink::Synced => self.feed(Input::Synced),
             FromLink::MulticastFailed(error) | FromLink::SyncFailed(error) => {
                 tracing::warn!(%error);
                 let address = None;
@@ -236,11 +243,35 @@ impl Driver {
             Output::Close(link) => {
                 self.links.remove(&link);
             }
+            Output::Sync => {
+                let shared = Arc::clone(&self.shared);
+                let (tell, told) = oneshot::channel();
+                self.work(move || {
+                    let _ = tell.send(shared.group_sync.sync_all(&*shared.storage).is_ok());
+                });
+                let sender = self.sender.clone();
+                spawn_local(async move {
+                    // A failure is told by the sync that is made at intervals.
+                    if let Ok(true) = told.await {
+                        let _ = sender.send(FromLink::Synced).await;
+                    }
+                });
+            }
+            Output::Scan => {
+                let shared = Arc::clone(&self.shared);
+                self.work(move || scan(&shared));
+            }
             Output::Event(event) => {
                 tracing::debug!(?event);
                 self.shared.events.send(event);
             }
         }
+    }
+
+    /// Does something that takes a while on a thread of its own. The end waits for it.
+    fn work(&mut self, work: impl FnOnce() + Send + 'static) {
+        self.work.retain(|running| !running.is_finished());
+        self.work.push(spawn_blocking(work));
     }
 
     fn new_link(&mut self, link: LinkId) -> LinkQueue {
@@ -391,7 +422,29 @@ impl Driver {
             }
         };
         let _ = timeout(FAREWELL_TIMEOUT, farewell).await;
+        // It holds the storage, and has nobody to tell any more.
+        drop(receiver);
+        for running in std::mem::take(&mut self.work) {
+            let _ = running.await;
+        }
     }
+}
+
+/// Reads all data through once, to know its counts and digest again.
+fn scan(shared: &Shared) {
+    let replica = shared.replica();
+    let start = replica.state().begin_scan();
+    let snapshot = shared.storage.snapshot();
+    let writers = Arc::clone(replica.state().writers());
+    drop(replica);
+    let open = || shared.check_open().is_ok();
+    match scan_tally(&*snapshot, &writers, open) {
+        Ok(Some(scanned)) => shared.replica().state_mut().end_scan(scanned, start),
+        Ok(None) => {}
+        // The sums stay unknown; a peer is asked for what cannot be read.
+        Err(damage) => shared.replica().note_damage(&damage),
+    }
+    shared.progress.notify_all();
 }
 
 async fn welcome(

@@ -1,14 +1,15 @@
 //! Everything that can go wrong for a caller. Each variant says whether anything was changed.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use level_replicator_core::address::{Address, AddressError};
+use level_replicator_core::clock::ReplicaId;
 use level_replicator_core::config::ConfigError;
 use level_replicator_core::state::StateError;
 use level_replicator_core::storage::StorageError;
 
-use crate::storage::fjall::OpenError;
+use crate::storage::fjall::{OpenError, RESTORE};
 
 /// Why a call failed.
 ///
@@ -91,9 +92,39 @@ pub enum Error {
     #[error("{0}")]
     Engine(#[source] OpenError),
 
+    /// Files of the database are damaged, missing, or not its own. They were left as they are.
+    #[error("database {path:?} is damaged: {problem}")]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with which file, and what to do.
+        problem: String,
+    },
+
     /// Something stored is damaged. It was not served, and nothing was changed.
-    #[error("stored data is damaged: {0}")]
+    #[error("stored data is damaged: {0}; docs/recovery.md tells what to do")]
     Corrupt(#[source] StateError),
+
+    /// A directory cannot take a backup. Nothing was changed.
+    #[error(
+        "cannot back up into {path:?}: {problem}; \
+         choose a directory that is empty or does not exist yet"
+    )]
+    BackupTarget {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+
+    /// A backup could not be written. It was given up; the database that was copied is not harmed.
+    #[error("backup into {path:?} was given up, the database itself is not harmed: {source}")]
+    Backup {
+        /// The directory that does not hold it.
+        path: PathBuf,
+        /// What failed there.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 
     /// The address cannot be listened on. Nothing was changed.
     #[error("cannot listen on {address}: {source}; choose another port, or end what uses it")]
@@ -164,6 +195,12 @@ pub enum Error {
         open: usize,
     },
 
+    /// No other member has this name. Nothing was changed.
+    #[error("no other member of the cluster is called {replica}; `members` lists them")]
+    UnknownMember {
+        /// The name.
+        replica: ReplicaId,
+    },
     /// The database was closed. Nothing was changed.
     #[error("database is closed")]
     Closed,
@@ -180,6 +217,19 @@ impl Error {
     /// ```
     pub fn aborted(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         Error::Aborted(reason.into())
+    }
+}
+
+impl Error {
+    /// Says in which directory a record is damaged without which the database cannot be opened.
+    pub(crate) fn at_open(self, directory: &Path) -> Error {
+        match self {
+            Error::Corrupt(damage) => Error::Damaged {
+                path: directory.to_owned(),
+                problem: format!("{damage}; {RESTORE}"),
+            },
+            other => other,
+        }
     }
 }
 
@@ -220,6 +270,14 @@ impl From<OpenError> for Error {
             OpenError::NotADatabase { path, reason, cure } => Error::NotADatabase {
                 path,
                 problem: format!("{reason}; {cure}"),
+            },
+            OpenError::Damaged {
+                path,
+                file,
+                problem,
+            } => Error::Damaged {
+                path,
+                problem: format!("{}: {problem}; {RESTORE}", file.display()),
             },
             OpenError::Io {
                 action,

@@ -30,6 +30,7 @@
 //! It is not for counters and ledgers without a merge of their own, for collaborative text, for data
 //! larger than one machine, or for strangers: whoever has the [`Secret`] is trusted with everything.
 
+mod backup;
 mod discovery;
 mod driver;
 mod error;
@@ -56,11 +57,12 @@ pub use level_replicator_core::replica::Traffic;
 pub use level_replicator_core::resolver::{Resolver, Sibling};
 pub use level_replicator_core::session::{Misbehavior, PeerError};
 
+pub use backup::{BackupProgress, BackupReport};
 pub use db::{Batch, Db, Snapshot};
 pub use error::Error;
 pub use event_hub::Events;
 pub use options::{Durability, Options};
 pub use range::{Conflicts, Range};
 pub use secret::Secret;
-pub use status::{PeerStatus, Status, SyncState};
+pub use status::{MemberStatus, PeerStatus, ReclaimStatus, Status, SyncState};
 pub use transaction::Transaction;

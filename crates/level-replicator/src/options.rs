@@ -146,6 +146,29 @@ impl Options {
         self
     }
 
+    /// How long a member may be silent before deletes are reclaimed without it. Default 14 days.
+    ///
+    /// When it comes back it is healed, and what it wrote meanwhile survives: a short horizon costs
+    /// traffic, and never data.
+    pub fn horizon(mut self, horizon: Duration) -> Options {
+        self.config.horizon = horizon;
+        self
+    }
+
+    /// How long deletes, histories and log entries are left before all members are asked whether they
+    /// know them, so that they can be reclaimed. Default 2 s.
+    pub fn reclaim_interval(mut self, interval: Duration) -> Options {
+        self.config.reclaim_interval = interval;
+        self
+    }
+
+    /// How long a replica whose catch-up or heal was cut waits for somebody who could finish it, before
+    /// it goes on with what it has. Default 60 s.
+    pub fn promote_timeout(mut self, timeout: Duration) -> Options {
+        self.config.promote_timeout = timeout;
+        self
+    }
+
     /// Shortest pause between conversations with a peer. Default 10 ms.
     pub fn min_interval(mut self, interval: Duration) -> Options {
         self.config.min_interval = interval;
@@ -194,12 +217,14 @@ impl Options {
     /// # Errors
     ///
     /// [`Error::Locked`], [`Error::NewerFormat`], [`Error::NotADatabase`], [`Error::Io`],
-    /// [`Error::Engine`] if the directory cannot be used; [`Error::Corrupt`] if what it holds is
+    /// [`Error::Engine`] if the directory cannot be used; [`Error::Damaged`] if what it holds is
     /// damaged; [`Error::InvalidOption`], [`Error::Listen`] if an option is wrong.
     pub fn open(self, directory: impl AsRef<Path>) -> Result<Db, Error> {
         self.check()?;
-        let storage = FjallStorage::open(directory.as_ref(), &self.engine)?;
+        let directory = directory.as_ref();
+        let storage = FjallStorage::open(directory, &self.engine)?;
         self.open_with(Arc::new(storage))
+            .map_err(|error| error.at_open(directory))
     }
 
     /// Opens the database that a storage of your own holds.

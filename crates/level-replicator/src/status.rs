@@ -1,6 +1,6 @@
 //! What can be seen of a database from outside.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use level_replicator_core::address::Address;
 use level_replicator_core::clock::{Clock, ReplicaId, WriterId};
@@ -15,6 +15,9 @@ pub enum SyncState {
     Settled,
     /// A catch-up is under way, or was cut: half of another replica's batch may show.
     CatchingUp,
+    /// A peer compares its data with ours, because we were away for too long, or it was cut while it
+    /// did: values that others have deleted may show.
+    Healing,
 }
 
 /// How a database is doing.
@@ -41,8 +44,18 @@ pub struct Status {
     pub conflicts: Option<u64>,
     /// Keys of which only a delete is left.
     pub deletes: Option<u64>,
+    /// Entries of the log: writes of which not every member is known to know.
+    pub log_entries: Option<u64>,
     /// Fingerprint of all keys and values: equal on replicas that hold the same.
     pub digest: Option<u128>,
+    /// When a peer last proved that it holds the same, by our clock.
+    pub agreed_at: Option<SystemTime>,
+    /// When all data was last compared with a peer's, row by row, by our clock.
+    pub verified_at: Option<SystemTime>,
+    /// How far the reclaiming of deletes, histories and log entries has come.
+    pub reclaim: ReclaimStatus,
+    /// How often this replica has gone on with what it had, because nobody could finish its heal.
+    pub promotions: u64,
     /// The writes known here.
     pub clock: Clock,
     /// Local writes per second, recent ones weighing more.
@@ -57,6 +70,42 @@ pub struct Status {
     pub storage: StorageStats,
     /// The engine holds far more unsorted data than it should: its background work may be stuck.
     pub storage_alarm: bool,
+}
+
+/// How far reclaiming has come.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ReclaimStatus {
+    /// The writes that every member knows: nothing is kept for their sake.
+    pub floor: Clock,
+    /// The number of the latest epoch, in which the members agree on the next floor.
+    pub epoch: u64,
+    /// Whether it is still waited for.
+    pub epoch_open: bool,
+    /// How long the latest epoch has been known here.
+    pub epoch_age: Duration,
+    /// The members that have not agreed to it yet, and for how long each has been silent.
+    pub held_back_by: Vec<(ReplicaId, Duration)>,
+    /// Whether something below the floor is being removed right now.
+    pub reclaiming: bool,
+}
+
+/// What is known of a member of the cluster.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct MemberStatus {
+    /// Its name.
+    pub replica: ReplicaId,
+    /// Whether it is this replica.
+    pub is_self: bool,
+    /// Whether it was sent away for good.
+    pub retired: bool,
+    /// Whether it was silent for so long that nothing waits for it until it comes back.
+    pub excluded: bool,
+    /// Who met it first.
+    pub admitted_by: ReplicaId,
+    /// When it last showed a sign of life, by our clock.
+    pub seen_at: Option<SystemTime>,
 }
 
 /// How a known address is doing.

@@ -15,12 +15,13 @@ use crate::limits::{
     ADDRESSES_PER_MESSAGE, DESCRIPTORS_PER_MESSAGE, RECORDS_FRAME_TARGET, SKEW_NOTICE_US,
     UNCLAIMED_PER_MESSAGE,
 };
+use crate::members::epoch_digest;
 use crate::message::{Hello, Message};
 use crate::mistake::{Mistake, is_planted};
 use crate::record::{Key, Record};
 use crate::replica::Output;
 use crate::session::{
-    End, Exchange, Misbehavior, Outgoing, PeerError, Round, Session, Source, Step,
+    End, Exchange, Greeting, Misbehavior, Outgoing, PeerError, Round, Session, Source, Step,
 };
 use crate::state::{Reach, StateError};
 use crate::writers::{Descriptor, DescriptorError, Writers};
@@ -28,11 +29,16 @@ use crate::writers::{Descriptor, DescriptorError, Writers};
 impl Replica {
     /// Does what the peer's messages ask for; answers whether the conversation goes on.
     pub(super) fn converse(&mut self, now: Now, session: &mut Session) -> Result<bool, PeerError> {
-        while let Some(step) = session.next_step(now, &self.config)? {
+        loop {
+            let writers = Arc::clone(self.state.writers());
+            let Some(step) = session.next_step(now, &self.config, &writers)? else {
+                break;
+            };
+            let is_after_hello = !matches!(step, Step::Greet);
             match step {
                 Step::Nothing => {}
                 Step::Greet => {
-                    if !self.meet(now, session) {
+                    if !self.meet(now, session)? {
                         return Ok(false);
                     }
                 }
@@ -46,6 +52,27 @@ impl Replica {
                 }
                 Step::Busy(retry_ms) => return Err(PeerError::Busy { retry_ms }),
                 Step::Bye => return Ok(false),
+                Step::Merge(news) => self.merge_cluster(now, session, &news)?,
+                Step::Adopt => self.adopt_floor(session)?,
+                Step::Follow(plan) => self.follow(now, session, &plan)?,
+                Step::Look => self.look(session)?,
+                Step::Differ(records) => self.report_differing(now, session, records)?,
+                Step::TellAll => self.tell_all(now, session),
+                Step::Want(keys) => {
+                    session.wanted_keys = keys;
+                    session.owes_claim = true;
+                }
+            }
+            // It was begun under a name that was retired meanwhile.
+            let said = session.greeting.as_ref().map(|said| said.hello.replica);
+            if said.is_some_and(|said| said != self.state.replica()) {
+                session.say(&Message::Bye);
+                return Ok(false);
+            }
+            // What follows the first message proves that the peer hears us now.
+            if session.greeting.is_some() && self.has_twin(session) && is_after_hello {
+                self.leave_name_to_twin(now, session)?;
+                return Ok(false);
             }
         }
         session.grant(now, &self.config);
@@ -53,7 +80,9 @@ impl Replica {
         Ok(true)
     }
 
-    pub(super) fn greet(&mut self, session: &mut Session) {
+    pub(super) fn greet(&mut self, now: Now, session: &mut Session) {
+        let token = self.new_token(now, session);
+        session.heals_elsewhere = self.healing.is_some();
         let clock = Arc::clone(self.state.clock());
         let hello = Hello {
             version_min: WIRE_VERSION,
@@ -63,22 +92,31 @@ impl Replica {
             instance: self.instance,
             clock_digest: clock.digest(),
             state_digest: self.state.tally().map(|tally| tally.digest),
-            whole: self.state.ghosts() == 0,
+            whole: self.state.is_whole(),
+            heals: self.healing.is_some(),
             settled: !self.state.is_catching_up(),
-            epoch: 0,
+            token,
+            floor_digest: self.state.floor().digest(),
+            cluster_digest: self.state.cluster_digest(),
+            epoch_digest: epoch_digest(self.state.epoch()),
             addresses_digest: self.addresses_digest(),
             advertised: self.config.advertised.clone(),
         };
         session.say(&Message::Hello(hello.clone()));
-        session.greeting = Some((hello, clock));
+        let floor = Arc::clone(self.state.floor());
+        session.greeting = Some(Greeting {
+            hello,
+            clock,
+            floor,
+        });
     }
 
     /// The peer has said who it is; answers whether the conversation goes on.
-    fn meet(&mut self, now: Now, session: &mut Session) -> bool {
+    fn meet(&mut self, now: Now, session: &mut Session) -> Result<bool, PeerError> {
         let Some(hello) = session.hello.clone() else {
-            return false;
+            return Ok(false);
         };
-        if hello.instance == self.instance && hello.replica == self.state.replica() {
+        if self.tokens.contains(&hello.token) {
             if let Some(dialed) = &session.dialed
                 && let Some(peer) = self.peers.get_mut(dialed)
             {
@@ -89,12 +127,21 @@ impl Replica {
                 }
             }
             session.say(&Message::Bye);
-            return false;
+            return Ok(false);
         }
+        if hello.replica == self.state.replica() && hello.instance == self.instance {
+            // A copy of our memory runs too: both of us have written under one name.
+            self.end_collided_writer(now)?;
+        }
+        // The newcomer is a member before anything is sent to it.
+        self.state
+            .admit(hello.replica)
+            .and_then(|_| self.state.note_life(now, hello.replica))
+            .map_err(|error| storage_error(&error))?;
         self.remember(now, session, &hello);
         if !self.keep_one_link(now, session, &hello) {
             session.say(&Message::Bye);
-            return false;
+            return Ok(false);
         }
 
         let peer = Peer {
@@ -122,20 +169,49 @@ impl Replica {
         // What was said here may be older than what somebody waits for.
         session.wants_exchange |= !self.syncs.is_empty();
         // Both sides compare the same two hellos, so both come to the same end.
-        let Some((ours, clock)) = session.greeting.clone() else {
-            return false;
+        let Some(greeting) = &session.greeting else {
+            return Ok(false);
         };
+        let (ours, clock) = (greeting.hello.clone(), Arc::clone(&greeting.clock));
+        if ours.floor_digest == hello.floor_digest {
+            session.floor_told = Arc::clone(&greeting.floor);
+            session.their_floor = Arc::clone(&greeting.floor);
+        }
+        if ours.epoch_digest == hello.epoch_digest {
+            session.cut_told = ours.epoch_digest;
+        }
+        // Both sides see that they differ, so both tell, and wait for the other.
+        session.awaits_cluster = ours.cluster_digest != hello.cluster_digest;
+        if !session.awaits_cluster {
+            session.cluster_told = ours.cluster_digest;
+        }
+        session.peer_heals = hello.heals;
+        if ours.heals != session.heals_elsewhere {
+            session.say_state();
+        }
+        self.ask_for_damaged(session);
+
         let equal = ours.clock_digest == hello.clock_digest;
         let settled = ours.settled && hello.settled || is_planted(Mistake::SettledByClock);
         if equal && settled {
-            let digests = ours.state_digest.zip(hello.state_digest);
-            if ours.whole && hello.whole && digests.is_some_and(|(ours, theirs)| ours != theirs) {
-                self.outputs
-                    .push_back(Output::Event(Event::Divergence { peer }));
-            }
             session.told = Clock::clone(&clock);
             session.know(clock);
             session.push = true;
+            if ours.floor_digest != hello.floor_digest {
+                session.awaits_floor = true;
+                let floor = Arc::clone(self.state.floor());
+                session.say_floor_anyway(&floor, self.state.writers());
+            }
+            let is_whole = ours.whole && hello.whole || is_planted(Mistake::ScrubHalfHealed);
+            let digests = ours
+                .state_digest
+                .zip(hello.state_digest)
+                .filter(|_| is_whole);
+            match digests {
+                Some((ours, theirs)) if ours != theirs => self.notice_divergence(session, peer),
+                Some(_) => self.agreed_us = Some(now.wall_us),
+                None => {}
+            }
         } else {
             if is_planted(Mistake::RememberedClock)
                 && let Some(peer) = session.home.as_ref().and_then(|home| self.peers.get(home))
@@ -145,7 +221,7 @@ impl Replica {
             }
             self.begin_round(now, session, false, None);
         }
-        true
+        Ok(true)
     }
 
     /// Notes who lives at which address.
@@ -220,34 +296,64 @@ impl Replica {
         let Some(context) = session.context() else {
             return Err(Misbehavior::NoRound.into());
         };
+        let floor = session.healing_floor();
+        let floor = floor.as_deref();
         let reach = match &end {
-            None if is_planted(Mistake::ClaimBeforeApply) => Reach::Snapshot(&[]),
-            None | Some(End::Yield(None)) => Reach::Part,
+            None if is_planted(Mistake::ClaimBeforeApply) => Reach::Snapshot {
+                unclaimed: &[],
+                floor: None,
+            },
+            None | Some(End::Yield(None) | End::Unserved) => Reach::Part,
             Some(End::Yield(Some(writer))) => Reach::Writer(*writer),
-            Some(End::Claim(unclaimed)) => Reach::Snapshot(unclaimed),
+            Some(End::Claim(unclaimed)) => Reach::Snapshot { unclaimed, floor },
         };
-        let claim = matches!(reach, Reach::Snapshot(_));
+        let claim = matches!(reach, Reach::Snapshot { .. });
         self.traffic.received_records += records.len() as u64;
         let news = !records.is_empty() || (claim && !self.state.clock().covers(&context));
+        if news && floor.is_none() {
+            // It is adopted before the first record: what its sender has reclaimed is dead here too.
+            self.adopt_floor(session)?;
+            if !session.floor_is_adopted {
+                return Err(Misbehavior::SkippedHeal.into());
+            }
+        }
         if news {
-            self.check_own_writes(&context)?;
+            if self.check_own_writes(&context).is_err() {
+                self.end_collided_writer(now)?;
+            }
             check_writers(self.state.writers(), &records, claim.then_some(&context))?;
             check_dots(&records)?;
             self.notice_skew(now, session, &records);
         }
+        let nothing = Clock::default();
+        let forgets = floor.is_some() && is_planted(Mistake::HealWithoutClock) && !claim;
         let joined = self
-            .join(now, records, &context, reach)
+            .join(
+                now,
+                records,
+                if forgets { &nothing } else { &context },
+                reach,
+            )
             .map_err(|error| storage_error(&error))?;
         if let Some(replica) = session.replica() {
             self.tell_changes(joined.changed, Origin::Peer(replica));
         }
+        if joined.mended > 0 {
+            self.note_mended();
+        }
         if let Some(damage) = joined.damage {
-            session.pass_over();
+            if joined.passed_over {
+                session.pass_over();
+            }
             self.report_damage(now, session, &damage);
         }
         if end.is_some() {
             session.close_incoming();
+            self.end_heal(session);
             session.say_applied(self.state.clock(), false, true);
+        }
+        if end == Some(End::Unserved) {
+            self.give_up_exchange(session);
         }
         if news {
             self.offer_on(now);
@@ -260,6 +366,8 @@ impl Replica {
     pub(super) fn report_damage(&mut self, now: Now, session: &mut Session, damage: &StateError) {
         self.give_up_exchange(session);
         session.damaged = true;
+        self.note_damage(damage);
+        self.ask_for_damaged(session);
         let reason = damage.to_string();
         let again = now.plus(self.config.idle_interval);
         let told = self.damage_told.as_ref();
@@ -270,7 +378,7 @@ impl Replica {
     }
 
     /// The two sides of a conversation cannot come to know the same.
-    fn give_up_exchange(&mut self, session: &mut Session) {
+    pub(super) fn give_up_exchange(&mut self, session: &mut Session) {
         session.exchange = None;
         for address in self.addresses_of(session) {
             for request in self.syncs.values_mut() {
@@ -281,8 +389,8 @@ impl Replica {
         }
     }
 
-    /// Refuses a clock that knows writes of this process that it has not made. That takes two
-    /// processes resumed from one memory image, and mending it is not built yet.
+    /// Finds a clock that knows writes of this process that it has not made. That takes two
+    /// processes resumed from one memory image.
     pub(super) fn check_own_writes(&self, context: &Clock) -> Result<(), Misbehavior> {
         let Some(writer) = self.state.current_writer() else {
             return Ok(());
@@ -320,10 +428,25 @@ impl Replica {
             self.give_up_exchange(session);
         }
         self.begin_wanted_exchange(now, session);
+        if session.lacks_cluster(self.state.cluster_digest()) {
+            session.say_cluster(self.state.members(), self.state.epoch());
+        }
         loop {
             match std::mem::replace(&mut session.outgoing, Outgoing::Idle) {
+                Outgoing::Asked(_) | Outgoing::Streaming(..) | Outgoing::Comparing(..)
+                    if session.peer_heals =>
+                {
+                    self.end_unserved(now, session, false);
+                }
+                Outgoing::Comparing(round, leader)
+                    if leader.is_ready() && session.has_window(&self.config) =>
+                {
+                    if self.lead(now, session, round, leader)? {
+                        break;
+                    }
+                }
                 Outgoing::Asked(round) if session.heard && !round.asks => {
-                    self.begin_streaming(session, round);
+                    self.begin_streaming(now, session, round);
                 }
                 Outgoing::Streaming(round, delta)
                     if session.has_window(&self.config) || round.is_over(now, &self.config) =>
@@ -349,7 +472,8 @@ impl Replica {
 
     /// Begins the exchange that a call of [`Replica::request_sync`] waits for.
     fn begin_wanted_exchange(&self, now: Now, session: &mut Session) {
-        if session.wants_exchange && session.heard && session.exchange.is_none() {
+        let may = session.heard && !session.peer_heals && !session.heals_elsewhere;
+        if session.wants_exchange && may && session.exchange.is_none() {
             session.wants_exchange = false;
             session.offer_us = Some(0);
             session.exchange = Some(Exchange {
@@ -363,6 +487,10 @@ impl Replica {
 
     /// Begins the round that is due: a push of our own writes if there are any, else an offer.
     fn begin_due_round(&mut self, now: Now, session: &mut Session) {
+        if let Some(slice) = session.scrub.take() {
+            self.begin_scrub(now, session, slice);
+            return;
+        }
         let clock = self.state.clock();
         let own = self.state.current_writer();
         let own_news = own.filter(|&writer| {
@@ -374,7 +502,7 @@ impl Replica {
             return;
         }
         let due = session.offer_us.is_some_and(|due| due <= now.steady_us);
-        if due {
+        if due || !session.wanted_keys.is_empty() {
             session.offer_us = None;
             let question = session.exchange.as_mut();
             let question = question.filter(|exchange| exchange.source == Source::Question);
@@ -382,18 +510,27 @@ impl Replica {
             if let Some(exchange) = question {
                 exchange.source = Source::Answer;
             }
+            let asked = asked || !session.wanted_keys.is_empty();
             if asked || session.owes_claim || !session.theirs.covers(clock) {
                 self.begin_round(now, session, true, None);
             }
         }
     }
 
-    fn begin_round(&mut self, now: Now, session: &mut Session, asks: bool, only: Option<WriterId>) {
+    pub(super) fn begin_round(
+        &mut self,
+        now: Now,
+        session: &mut Session,
+        asks: bool,
+        only: Option<WriterId>,
+    ) {
         let clock = Arc::clone(self.state.clock());
-        session.say_clock(&clock, asks);
+        session.say_clock(&clock, asks, self.state.writers());
         session.outgoing = Outgoing::Asked(Round {
             snapshot: self.state.storage().snapshot(),
             clock,
+            floor: Arc::clone(self.state.floor()),
+            wanted: Arc::clone(self.state.wanted()),
             writers: Arc::clone(self.state.writers()),
             unclaimed: self.state.unclaimed().take(UNCLAIMED_PER_MESSAGE).collect(),
             asks,
@@ -402,7 +539,28 @@ impl Replica {
         });
     }
 
-    fn begin_streaming(&mut self, session: &mut Session, mut round: Round) {
+    /// The peer could not understand our clock: the round begins again, from what is here now. An older
+    /// snapshot would not do, for what was told since would be taken to be in it.
+    fn tell_all(&mut self, now: Now, session: &mut Session) {
+        let before = std::mem::replace(&mut session.outgoing, Outgoing::Idle);
+        let asks = match &before {
+            Outgoing::Asked(round) => round.asks,
+            _ => false,
+        };
+        self.begin_round(now, session, asks, None);
+    }
+
+    fn begin_streaming(&mut self, now: Now, session: &mut Session, mut round: Round) {
+        if session.names_unknown_parents() && session.tell_all_next() {
+            self.begin_round(now, session, false, None);
+            return;
+        }
+        // In a round that cannot bring them they are not brought: they will be asked for again.
+        let wanted_keys = std::mem::take(&mut session.wanted_keys);
+        if !round.wanted.is_empty() && !session.theirs.covers(&round.wanted) {
+            self.end_unserved(now, session, true);
+            return;
+        }
         if is_planted(Mistake::LiveLog) {
             round.snapshot = self.state.storage().snapshot();
             round.writers = Arc::clone(self.state.writers());
@@ -410,13 +568,22 @@ impl Replica {
         if !round.clock.is_empty() {
             self.say_writers(session, &round.writers);
         }
-        let delta = Delta::new(
+        session.say_floor(&round.floor, &round.writers);
+        let is_push = round.only.is_some();
+        let unchecked =
+            is_planted(Mistake::NoFloorCheck) || (is_push && is_planted(Mistake::PushBelowFloor));
+        if !session.theirs.covers(&round.floor) && !unchecked {
+            self.begin_comparing(session, round);
+            return;
+        }
+        let mut delta = Delta::new(
             Arc::clone(&round.snapshot),
             Arc::clone(&round.writers),
             &round.clock,
             Arc::clone(&session.theirs),
             round.only,
         );
+        delta.want(wanted_keys);
         session.outgoing = Outgoing::Streaming(round, Box::new(delta));
     }
 
@@ -470,7 +637,8 @@ impl Replica {
         if session.owes_claim {
             let gapless = delta.is_gapless() || is_planted(Mistake::WholeThoughReplaced);
             let whole = round.only.filter(|_| complete && gapless);
-            session.say(&Message::Yield { whole });
+            let unserved = damage.is_some();
+            session.say(&Message::Yield { whole, unserved });
             // Damage does not pass by itself, so trying again at once would be in vain.
             let pause = match &damage {
                 Some(_) => self.config.idle_interval,
@@ -500,9 +668,10 @@ impl Replica {
         };
         if !session.theirs.covers(&exchange.mine) || !self.state.clock().covers(theirs) {
             // It was told everything and has not taken it: something there is damaged.
+            // In this order: of two clocks with many gaps it is not asked at every message of a heal.
             let was_told = matches!(session.outgoing, Outgoing::Idle)
-                && session.claimed.covers(&exchange.mine)
-                && !session.theirs.covers(&session.claimed);
+                && !session.theirs.covers(&session.claimed)
+                && session.claimed.covers(&exchange.mine);
             if was_told {
                 self.give_up_exchange(session);
             }
@@ -512,6 +681,7 @@ impl Replica {
         session.exchange = None;
         self.met_somebody = true;
         self.tell_synced(session);
+        self.plan_slice(now, session);
         if let Some(home) = &session.home
             && let Some(peer) = self.peers.get_mut(home)
         {
@@ -527,7 +697,7 @@ impl Replica {
     }
 }
 
-fn storage_error(error: &StateError) -> PeerError {
+pub(super) fn storage_error(error: &StateError) -> PeerError {
     PeerError::Storage {
         reason: error.to_string(),
     }

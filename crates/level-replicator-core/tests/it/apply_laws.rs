@@ -209,7 +209,10 @@ impl World {
 
 fn apply(state: &mut State, records: Vec<(Key, Record)>, context: &Clock, claim: bool) {
     let reach = if claim {
-        Reach::Snapshot(&[])
+        Reach::Snapshot {
+            unclaimed: &[],
+            floor: None,
+        }
     } else {
         Reach::Part
     };

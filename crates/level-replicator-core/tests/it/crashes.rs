@@ -44,6 +44,11 @@ impl Storage for DyingStorage {
     }
 }
 
+const WHOLE: Reach<'static> = Reach::Snapshot {
+    unclaimed: &[],
+    floor: None,
+};
+
 fn write(state: &mut State, keys: &[&'static str]) -> Result<(), StateError> {
     let value = Bytes::from_static(b"own");
     let ops: Vec<Op> = (keys.iter())
@@ -69,7 +74,7 @@ fn live(storage: Arc<dyn Storage>) -> Result<(), StateError> {
     state.describe(&descriptors())?;
     state.apply(of_peer(b"a", 1), &context, Reach::Part)?;
     write(&mut state, &["a"])?;
-    state.apply(of_peer(b"c", 2), &context, Reach::Snapshot(&[]))?;
+    state.apply(of_peer(b"c", 2), &context, WHOLE)?;
     state.close()
 }
 

@@ -4,16 +4,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use level_replicator_core::address::Address;
-use level_replicator_core::clock::{Known, Stamp};
+use level_replicator_core::clock::{Known, ReplicaId, Stamp};
 use level_replicator_core::codec::{put_prefixed, put_varint};
 use level_replicator_core::config::Config;
 use level_replicator_core::frame::{Frame, FrameReader, FrameWriter};
+use level_replicator_core::heal::{List, Range};
 use level_replicator_core::limits::{
     ADDRESS_BYTES_MAX, ADDRESSES_PER_MESSAGE, ANNOUNCEMENT_BYTES_MAX, CLUSTER_BYTES_MAX,
-    DESCRIPTORS_PER_MESSAGE, FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, KEY_BYTES_MAX, SIBLINGS_MAX,
-    STAMP_MAX, VALUE_BYTES_CEILING,
+    DESCRIPTORS_PER_MESSAGE, FRAME_PAYLOAD_MAX, HEADS_PER_MESSAGE, KEY_BYTES_MAX, LIST_ITEMS_MAX,
+    MEMBERS_MAX, MEMBERS_PER_MESSAGE, SIBLINGS_MAX, STAMP_MAX, VALUE_BYTES_CEILING,
+    WANTED_KEYS_MAX,
 };
-use level_replicator_core::message::{Heads, Hello, Message};
+use level_replicator_core::members::{Epoch, Member};
+use level_replicator_core::message::{ClusterNews, Heads, Hello, Message};
 use level_replicator_core::packing::{RecordsEncoder, decode_records};
 use level_replicator_core::record::Record;
 
@@ -166,6 +169,67 @@ fn addresses_of_a_message() {
     let addresses = |count: usize| Message::Addresses(vec![address.clone(); count]);
     assert!(decodes(&addresses(ADDRESSES_PER_MESSAGE)));
     assert!(!decodes(&addresses(ADDRESSES_PER_MESSAGE + 1)));
+}
+
+#[test]
+fn items_of_a_list_and_places_of_what_is_absent() {
+    let list = |items: usize| {
+        Message::List(List::Items {
+            end: None,
+            hashes: vec![7; items],
+        })
+    };
+    let absent = |items: usize| Message::Absent(vec![7; items]);
+    assert!(decodes(&list(4 * LIST_ITEMS_MAX)));
+    assert!(!decodes(&list(4 * LIST_ITEMS_MAX + 1)));
+    assert!(decodes(&absent(4 * LIST_ITEMS_MAX)));
+    assert!(!decodes(&absent(4 * LIST_ITEMS_MAX + 1)));
+}
+
+#[test]
+fn the_end_of_a_range() {
+    let range = |len: usize| {
+        Message::Range(Range {
+            end: Some(vec![b'k'; len].into()),
+            count: 1,
+            fingerprint: 1,
+        })
+    };
+    assert!(decodes(&range(KEY_BYTES_MAX + 1)));
+    assert!(!decodes(&range(KEY_BYTES_MAX + 2)));
+}
+
+#[test]
+fn keys_that_are_wanted() {
+    let want = |keys: usize| Message::Want(vec![Bytes::from_static(b"key"); keys]);
+    assert!(decodes(&want(WANTED_KEYS_MAX)));
+    assert!(!decodes(&want(WANTED_KEYS_MAX + 1)));
+}
+
+#[test]
+fn members_and_agreements_of_a_message() {
+    let name = |number: usize| {
+        let mut name = [0; 16];
+        name[..8].copy_from_slice(&number.to_be_bytes());
+        ReplicaId(name)
+    };
+    let member = Member {
+        retired: false,
+        admitted_by: name(0),
+    };
+    let cluster = |members: usize, acks: usize| {
+        Message::Cluster(ClusterNews {
+            members: (0..members).map(|number| (name(number), member)).collect(),
+            epoch: Epoch {
+                acks: (0..acks).map(name).collect(),
+                ..Epoch::default()
+            },
+            ..ClusterNews::default()
+        })
+    };
+    assert!(decodes(&cluster(MEMBERS_PER_MESSAGE, MEMBERS_MAX)));
+    assert!(!decodes(&cluster(MEMBERS_PER_MESSAGE + 1, MEMBERS_MAX)));
+    assert!(!decodes(&cluster(MEMBERS_PER_MESSAGE, MEMBERS_MAX + 1)));
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod codec_round_trip;
 mod conversation;
 mod crashes;
 mod damage;
+mod heal_bounds;
 mod layering;
 mod limits;
 mod misbehavior;

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use level_replicator_core::clock::{Dot, Known, ReplicaId, Stamp, WriterId};
-use level_replicator_core::message::{Applied, Head, Heads, Hello, Message};
+use level_replicator_core::heal::{List, Plan, Purpose, Range, Start};
+use level_replicator_core::members::{Epoch, Member};
+use level_replicator_core::message::{Applied, ClusterNews, Head, Heads, Hello, Message};
 use level_replicator_core::record::{Content, Record, Version};
 use level_replicator_core::writers::{Descriptor, Writers};
 
@@ -84,7 +86,11 @@ pub(crate) fn hello() -> Hello {
         state_digest: Some(0x9999_aaaa_bbbb_cccc_dddd_eeee_ffff_0000),
         whole: true,
         settled: true,
-        epoch: 300,
+        heals: false,
+        token: 0x0bad_cafe_0bad_cafe,
+        floor_digest: 0x2222_3333_4444_5555_6666_7777_8888_9999,
+        cluster_digest: 0x3333_4444_5555_6666,
+        epoch_digest: 0x4444_5555_6666_7777,
         addresses_digest: 0xfeed_beef_dead_cafe,
         advertised: Some("10.0.0.1:9000".parse().expect("an address")),
     }
@@ -139,6 +145,7 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
             "yield",
             Message::Yield {
                 whole: Some(WriterId(1)),
+                unserved: false,
             },
         ),
         (
@@ -148,7 +155,8 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
                 answers: true,
                 ends: true,
                 more: false,
-                heads,
+                heals: true,
+                heads: heads.clone(),
             }),
         ),
         (
@@ -160,6 +168,75 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
         ),
         ("busy", Message::Busy { retry_ms: 1_000 }),
         ("bye", Message::Bye),
+        (
+            "cluster",
+            Message::Cluster(ClusterNews {
+                members: vec![(
+                    ReplicaId([0x5a; 16]),
+                    Member {
+                        retired: true,
+                        admitted_by: ReplicaId([0x5b; 16]),
+                    },
+                )],
+                epoch: Epoch {
+                    number: 300,
+                    proposer: ReplicaId([0x5b; 16]),
+                    superseded: 1,
+                    cut: [Dot {
+                        writer: WriterId(1),
+                        seq: 1,
+                    }]
+                    .into_iter()
+                    .collect(),
+                    acks: [ReplicaId([0x5a; 16])].into(),
+                },
+                has_cut: true,
+                more: false,
+            }),
+        ),
+        ("floor", Message::Floor { heads, more: false }),
+        (
+            "plan",
+            Message::Plan(Plan {
+                purpose: Purpose::Scrub,
+                seed: 0x0102_0304_0506_0708,
+                start: Bytes::from_static(b"a"),
+                end: Some(Bytes::from_static(b"b")),
+            }),
+        ),
+        (
+            "start",
+            Message::Start(Start::From(Bytes::from_static(b"k"))),
+        ),
+        (
+            "range",
+            Message::Range(Range {
+                end: None,
+                count: 256,
+                fingerprint: 0x1111_2222_3333_4444_5555_6666_7777_8888,
+            }),
+        ),
+        (
+            "list",
+            Message::List(List::Items {
+                end: Some(Bytes::from_static(b"m")),
+                hashes: vec![1, 0xffff_ffff_ffff_ffff],
+            }),
+        ),
+        ("list-same", Message::List(List::Same)),
+        ("absent", Message::Absent(vec![0, 300])),
+        (
+            "chains",
+            Message::Chains(vec![(
+                WriterId(2),
+                Dot {
+                    writer: WriterId(1),
+                    seq: 300,
+                },
+            )]),
+        ),
+        ("tell-all", Message::TellAll),
+        ("want", Message::Want(vec![Bytes::from_static(b"key")])),
     ]
 }
 

@@ -192,7 +192,7 @@ impl Cluster {
 
     /// The bytes that arrive next, if nothing else happens before.
     pub fn next_piece(&self) -> Option<Piece> {
-        let (_, happening) = self.queue.first_key_value()?;
+        let happening = self.queue.get(&self.first()?)?;
         let Happening::Arrives {
             link: name,
             side,
@@ -214,7 +214,7 @@ impl Cluster {
     /// Takes the bytes that arrive next off the line.
     pub fn take_piece(&mut self) -> Option<Piece> {
         let piece = self.next_piece()?;
-        self.queue.pop_first();
+        self.queue.remove(&self.first()?);
         Some(piece)
     }
 

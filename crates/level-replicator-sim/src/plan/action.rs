@@ -172,6 +172,13 @@ pub enum Action {
         /// Which side.
         side: usize,
     },
+    /// One replica sends another away for good.
+    Retire {
+        /// Who sends.
+        node: usize,
+        /// Whom.
+        other: usize,
+    },
     /// What was recorded is played to a node.
     Replay {
         /// To whom.
@@ -281,6 +288,7 @@ impl fmt::Display for Action {
             Action::Discover { node, peer } => write!(f, "{node} hears of {peer}"),
             Action::Forget { node, peer } => write!(f, "{node} forgets {peer}"),
             Action::Record { side } => write!(f, "the next link is recorded (side {side})"),
+            Action::Retire { node, other } => write!(f, "{node} retires {other}"),
             Action::Replay { node } => write!(f, "the recorded link is played to {node}"),
         }
     }

@@ -20,6 +20,12 @@ pub struct Profile {
     pub long_percent: u32,
     /// How many of a thousand pieces are garbled.
     pub garble_permille: u32,
+    /// How many of a hundred operations are deletes.
+    pub delete_percent: u32,
+    /// How long a member may be silent before nothing waits for it any more, in milliseconds.
+    pub horizons_ms: &'static [u64],
+    /// How long one waits for a claim, or for a healer, in milliseconds.
+    pub promotes_ms: &'static [u64],
     /// How likely each kind of action is, next to the others.
     weights: &'static [(Kind, u32)],
     /// What has to have happened in a thousand runs, or the profile exercises nothing.
@@ -53,7 +59,29 @@ pub(super) enum Kind {
     Discover,
     Forget,
     Replay,
+    Retire,
 }
+
+const HORIZONS_MS: &[u64] = &[500, 5_000, 60_000];
+const PROMOTES_MS: &[u64] = &[2_000, 60_000];
+
+/// What most profiles have in common.
+const BASE: Profile = Profile {
+    name: "",
+    about: "",
+    replicas: (2, 5),
+    actions: (40, 140),
+    keys: 5,
+    batch_percent: 20,
+    value_bytes_max: 1_000,
+    long_percent: 8,
+    garble_permille: 0,
+    delete_percent: 20,
+    horizons_ms: HORIZONS_MS,
+    promotes_ms: PROMOTES_MS,
+    weights: &[],
+    must_happen: &[],
+};
 
 /// Every profile, the standard one first.
 pub const PROFILES: &[Profile] = &[
@@ -67,6 +95,9 @@ pub const PROFILES: &[Profile] = &[
         value_bytes_max: 60_000,
         long_percent: 8,
         garble_permille: 2,
+        delete_percent: 20,
+        horizons_ms: HORIZONS_MS,
+        promotes_ms: PROMOTES_MS,
         weights: &[
             (Kind::Write, 46),
             (Kind::Read, 3),
@@ -92,8 +123,14 @@ pub const PROFILES: &[Profile] = &[
             (Kind::Discover, 2),
             (Kind::Forget, 1),
             (Kind::Replay, 1),
+            (Kind::Retire, 1),
         ],
         must_happen: &[
+            "epochs completed",
+            "heals begun",
+            "heals finished",
+            "event excluded",
+            "event renamed",
             "cuts",
             "crashes at a commit",
             "power losses",
@@ -120,6 +157,9 @@ pub const PROFILES: &[Profile] = &[
         value_bytes_max: 60_000,
         long_percent: 8,
         garble_permille: 30,
+        delete_percent: 20,
+        horizons_ms: HORIZONS_MS,
+        promotes_ms: PROMOTES_MS,
         weights: &[
             (Kind::Write, 45),
             (Kind::Cut, 14),
@@ -157,6 +197,9 @@ pub const PROFILES: &[Profile] = &[
         value_bytes_max: 20_000,
         long_percent: 8,
         garble_permille: 0,
+        delete_percent: 20,
+        horizons_ms: HORIZONS_MS,
+        promotes_ms: PROMOTES_MS,
         weights: &[
             (Kind::Write, 45),
             (Kind::Crash, 18),
@@ -190,6 +233,9 @@ pub const PROFILES: &[Profile] = &[
         value_bytes_max: 100,
         long_percent: 8,
         garble_permille: 0,
+        delete_percent: 20,
+        horizons_ms: HORIZONS_MS,
+        promotes_ms: PROMOTES_MS,
         weights: &[
             (Kind::Write, 60),
             (Kind::Clock, 25),
@@ -214,6 +260,9 @@ pub const PROFILES: &[Profile] = &[
         value_bytes_max: 1_000,
         long_percent: 8,
         garble_permille: 0,
+        delete_percent: 20,
+        horizons_ms: HORIZONS_MS,
+        promotes_ms: PROMOTES_MS,
         weights: &[
             (Kind::Write, 50),
             (Kind::BackUp, 8),
@@ -238,6 +287,9 @@ pub const PROFILES: &[Profile] = &[
         value_bytes_max: 40_000,
         long_percent: 8,
         garble_permille: 5,
+        delete_percent: 20,
+        horizons_ms: HORIZONS_MS,
+        promotes_ms: PROMOTES_MS,
         weights: &[
             (Kind::Write, 50),
             (Kind::Read, 15),
@@ -266,6 +318,9 @@ pub const PROFILES: &[Profile] = &[
         value_bytes_max: 70_000,
         long_percent: 60,
         garble_permille: 0,
+        delete_percent: 20,
+        horizons_ms: HORIZONS_MS,
+        promotes_ms: PROMOTES_MS,
         weights: &[
             (Kind::Write, 50),
             (Kind::Break, 12),
@@ -295,6 +350,9 @@ pub const PROFILES: &[Profile] = &[
         value_bytes_max: 1_000,
         long_percent: 8,
         garble_permille: 0,
+        delete_percent: 20,
+        horizons_ms: HORIZONS_MS,
+        promotes_ms: PROMOTES_MS,
         weights: &[
             (Kind::Write, 50),
             (Kind::Join, 8),
@@ -310,6 +368,148 @@ pub const PROFILES: &[Profile] = &[
         must_happen: &["joins", "deaths", "clean closes", "pauses", "long absences"],
     },
     Profile {
+        name: "steady",
+        about: "nothing goes wrong; what is deleted must be reclaimed all the time",
+        delete_percent: 45,
+        weights: &[
+            (Kind::Write, 90),
+            (Kind::Read, 5),
+            (Kind::Sync, 3),
+            (Kind::Close, 2),
+        ],
+        must_happen: &["epochs completed", "deletes reclaimed", "clean closes"],
+        ..BASE
+    },
+    Profile {
+        name: "partitions",
+        about: "groups of replicas that are cut off together, write and delete, and come back",
+        replicas: (3, 6),
+        delete_percent: 35,
+        horizons_ms: &[100, 500, 5_000],
+        weights: &[
+            (Kind::Write, 60),
+            (Kind::Cut, 14),
+            (Kind::Heal, 6),
+            (Kind::Break, 4),
+            (Kind::Read, 3),
+            (Kind::Sync, 2),
+        ],
+        must_happen: &[
+            "cuts",
+            "epochs completed",
+            "event excluded",
+            "heals finished",
+            "event conflict",
+        ],
+        ..BASE
+    },
+    Profile {
+        name: "exclusion",
+        about: "members that are away for longer than the horizon, and come back with old values",
+        replicas: (3, 5),
+        delete_percent: 45,
+        horizons_ms: &[20, 100, 500],
+        weights: &[
+            (Kind::Write, 60),
+            (Kind::Kill, 12),
+            (Kind::Close, 6),
+            (Kind::Cut, 8),
+            (Kind::Heal, 4),
+            (Kind::Retire, 3),
+            (Kind::Break, 3),
+        ],
+        must_happen: &[
+            "event excluded",
+            "heals finished",
+            "retirements",
+            "event renamed",
+            "deletes reclaimed",
+            "long absences",
+        ],
+        ..BASE
+    },
+    Profile {
+        name: "heals",
+        about: "heals that are cut by every kind of death, and healers that are gone for ever",
+        replicas: (3, 5),
+        keys: 8,
+        delete_percent: 40,
+        horizons_ms: &[20, 100, 500],
+        promotes_ms: &[500, 60_000],
+        weights: &[
+            (Kind::Write, 55),
+            (Kind::Kill, 10),
+            (Kind::Crash, 10),
+            (Kind::PowerLoss, 3),
+            (Kind::Break, 12),
+            (Kind::Cut, 8),
+            (Kind::Heal, 5),
+            (Kind::Die, 2),
+            (Kind::Join, 3),
+            (Kind::BackUp, 3),
+            (Kind::Restore, 4),
+        ],
+        must_happen: &[
+            "heals begun",
+            "heals finished",
+            "crashes at a commit",
+            "event excluded",
+            "event promoted",
+            "deaths",
+            "replicas seen half healed",
+        ],
+        ..BASE
+    },
+    Profile {
+        name: "joins",
+        about: "newcomers that meet a cluster which has reclaimed, and clusters that meet each other",
+        replicas: (1, 4),
+        delete_percent: 40,
+        horizons_ms: &[100, 500, 5_000],
+        weights: &[
+            (Kind::Write, 60),
+            (Kind::Join, 12),
+            (Kind::Break, 6),
+            (Kind::Kill, 5),
+            (Kind::Cut, 6),
+            (Kind::Heal, 4),
+            (Kind::Die, 2),
+            (Kind::Discover, 4),
+        ],
+        must_happen: &["joins", "epochs completed", "heals finished", "deaths"],
+        ..BASE
+    },
+    Profile {
+        name: "reclaim",
+        about: "hardly anything but deletes, on few keys, with copies, damage and failing disks",
+        keys: 3,
+        delete_percent: 60,
+        horizons_ms: &[20, 500, 60_000],
+        weights: &[
+            (Kind::Write, 60),
+            (Kind::Cut, 6),
+            (Kind::Heal, 4),
+            (Kind::Break, 6),
+            (Kind::Kill, 6),
+            (Kind::Crash, 6),
+            (Kind::Fail, 3),
+            (Kind::Full, 2),
+            (Kind::Damage, 2),
+            (Kind::BackUp, 3),
+            (Kind::Restore, 3),
+            (Kind::Clone, 2),
+        ],
+        must_happen: &[
+            "epochs completed",
+            "deletes reclaimed",
+            "heals finished",
+            "restores",
+            "clones",
+            "records damaged",
+        ],
+        ..BASE
+    },
+    Profile {
         name: "large",
         about: "values up to the limit, records of many frames",
         replicas: (2, 3),
@@ -319,6 +519,9 @@ pub const PROFILES: &[Profile] = &[
         value_bytes_max: 8 << 20,
         long_percent: 8,
         garble_permille: 2,
+        delete_percent: 20,
+        horizons_ms: HORIZONS_MS,
+        promotes_ms: PROMOTES_MS,
         weights: &[
             (Kind::Write, 60),
             (Kind::Break, 10),
@@ -339,6 +542,9 @@ pub const PROFILES: &[Profile] = &[
         value_bytes_max: 100,
         long_percent: 8,
         garble_permille: 1,
+        delete_percent: 20,
+        horizons_ms: HORIZONS_MS,
+        promotes_ms: PROMOTES_MS,
         weights: &[
             (Kind::Write, 60),
             (Kind::Cut, 5),

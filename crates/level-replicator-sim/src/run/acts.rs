@@ -190,6 +190,21 @@ impl Run {
                 self.cluster.record_next_link(side);
                 Ok(())
             }
+            Action::Retire { node, other } => {
+                let (node, other) = (self.node(node), self.node(other));
+                let name = self.cluster.nodes[other].replica.as_ref();
+                let name = name.map(|replica| replica.state().replica());
+                let now = self.cluster.now_at(node);
+                if let Some(name) = name
+                    && let Some(replica) = &mut self.cluster.nodes[node].replica
+                    && replica.state().replica() != name
+                    && matches!(replica.retire(now, name), Ok(true))
+                {
+                    self.cluster.trace.count("retirements");
+                }
+                self.cluster.poke(node);
+                self.look(node, false, false)
+            }
             Action::Replay { node } => {
                 let node = self.node(node);
                 if self.cluster.replay(node) {
@@ -209,11 +224,6 @@ impl Run {
             return Ok(());
         };
         disk.set_watched(true);
-        let is_damaged = |op: &Op| state.record(op.key()).is_err() && disk.is_damaged(op.key());
-        if ops.iter().any(is_damaged) {
-            disk.set_watched(false);
-            return self.write_over_damage(node, &ops);
-        }
         let seen = self.oracle.look(state, &ops)?;
         disk.set_watched(false);
 
@@ -245,15 +255,6 @@ impl Run {
             (None, _) => {}
         }
         self.look(node, false, false)
-    }
-
-    /// A write that cannot see what it replaces must be refused.
-    fn write_over_damage(&mut self, node: usize, ops: &[Op]) -> Result<(), Broken> {
-        if let Some(Ok(_)) = self.cluster.write(node, ops) {
-            return broken("D", format!("{node} overwrites what it cannot read"));
-        }
-        self.cluster.trace.count("writes refused over damage");
-        self.look(node, false, true)
     }
 
     fn count_ops(&mut self, ops: &[Op]) {
@@ -306,7 +307,10 @@ impl Run {
                 .trace
                 .count_times("commits undone by a loss of power", undone as u64);
             // What is gone need not be known any more.
-            self.looks[node].clock = Arc::default();
+            self.looks[node] = Look {
+                crash_again: self.looks[node].crash_again,
+                ..Look::default()
+            };
         }
     }
 

@@ -1,10 +1,12 @@
 //! What the program and the machine of one replica do, and what can be seen of it.
 
 use std::ops::Bound;
+use std::time::Duration;
 
 use bytes::Bytes;
 use level_replicator_core::clock::Clock;
 use level_replicator_core::frame::FrameWriter;
+use level_replicator_core::log;
 use level_replicator_core::message::{Heads, Message};
 use level_replicator_core::record::Op;
 use level_replicator_core::resolver::{Resolver, siblings};
@@ -32,8 +34,13 @@ impl Stage {
                 "atomic_budget" => self.config.atomic_budget = value,
                 "window" => self.config.window = value,
                 "idle_seconds" => {
-                    self.config.idle_interval = std::time::Duration::from_secs(value as u64);
+                    self.config.idle_interval = Duration::from_secs(value as u64);
                 }
+                "horizon_seconds" => self.config.horizon = Duration::from_secs(value as u64),
+                "reclaim_seconds" => {
+                    self.config.reclaim_interval = Duration::from_secs(value as u64);
+                }
+                "overdue_seconds" => self.config.overdue = Duration::from_secs(value as u64),
                 _ => return Err(format!("no setting is called {name}")),
             }
         }
@@ -108,6 +115,12 @@ impl Stage {
             ["get", key] => {
                 let told = self.view(node, &Bytes::copy_from_slice(key.as_bytes()));
                 self.tell(told);
+                // As the library does with what it cannot read.
+                if let Some(replica) = &mut self.cluster.nodes[node].replica
+                    && let Err(damage) = replica.state().record(key.as_bytes())
+                {
+                    replica.note_damage(&damage);
+                }
                 Ok(())
             }
             ["shows"] => self.show(node),
@@ -163,6 +176,8 @@ impl Stage {
             ["clone", "as", clone] => {
                 let copy = self.cluster.nodes[node].disk.copy();
                 let clone = self.add(clone, copy);
+                self.looks[clone].has_forgotten = true;
+                self.looks[node].has_forgotten = true;
                 self.start(clone)
             }
             ["twin", "as", twin] => self.twin(node, twin),
@@ -171,6 +186,22 @@ impl Stage {
                 Ok(())
             }
             ["loses", "the", "log", "entry", "of", key] => self.lose_log_entry(node, key),
+            ["rots", "the", ref what @ ..] => self.rot(node, what),
+            ["keeps"] => self.keeps(node),
+            ["epoch"] => self.tell_epoch(node),
+            ["members"] => self.tell_members(node),
+            ["proposes"] => self.propose(node),
+            ["cannot", "reach", other] => {
+                let other = self.names.node(other)?;
+                self.cluster.cut(node, other);
+                self.cluster.cut(other, node);
+                Ok(())
+            }
+            ["reaches", "all"] => {
+                self.cluster.heal();
+                Ok(())
+            }
+            ["retires", other] => self.retire(node, other),
             ["crashes", "at", "each", "commit", "in", "sync", from] => {
                 self.crash_at_each_commit(node, from)
             }
@@ -305,7 +336,10 @@ impl Stage {
         self.cluster.kill(node, false);
         self.cluster.nodes[node].is_dead = false;
         self.cluster.nodes[node].disk = disk;
-        self.looks[node] = Look::default();
+        self.looks[node] = Look {
+            has_forgotten: true,
+            ..Look::default()
+        };
         self.start(node)
     }
 
@@ -354,7 +388,9 @@ impl Stage {
         let mut rows = snapshot
             .range(Table::Log, Bound::Unbounded, Bound::Unbounded)
             .flatten();
-        let row = rows.find(|(_, named)| named == key.as_bytes());
+        let row = rows.find(|(row, value)| {
+            log::key_of(row, value).is_ok_and(|named| named == key.as_bytes())
+        });
         let (row, _) = row.ok_or("no such entry")?;
         let mut batch = Batch::default();
         batch.remove(Table::Log, row);
@@ -377,6 +413,8 @@ impl Stage {
             self.sync(&name, from, &["quietly"])?;
             self.told.clear();
             if self.cluster.state(node).is_some() {
+                // The crash that did not come does not come later either.
+                self.cluster.nodes[node].disk.release(0);
                 self.tell(format!(
                     "{commit} crashes; each time the next conversation made it whole"
                 ));
@@ -420,9 +458,10 @@ impl Stage {
         ];
         loop {
             self.sync(&name, from, &moment)?;
-            if self.talk.take().is_none() {
+            if self.talks.pop().is_none() {
                 break;
             }
+            self.cluster.frozen.clear();
             self.cluster.kill(node, false);
             self.run_for(300);
             self.cluster.remove_peer(sender, node);
@@ -476,12 +515,13 @@ impl Stage {
             return Err("nobody runs".to_owned());
         };
         let mut faults = Vec::new();
+        let digest = |state: &State| state.tally().map(|tally| tally.digest);
         let known = self.oracle.known_to_any(states.iter().copied());
         for (state, node) in states.iter().zip(&nodes) {
             let name = self.names.of(*node);
             if state.clock() != first.clock() {
                 faults.push(format!("{name} does not know the same"));
-            } else if state.tally().is_none() || state.tally() != first.tally() {
+            } else if digest(state).is_none() || digest(state) != digest(first) {
                 faults.push(format!("{name} does not hold the same"));
             }
             if !self.looks[*node].is_unchecked

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use level_replicator_core::clock::{Clock, Dot, WriterId};
+use level_replicator_core::clock::{Clock, Dot, ReplicaId, WriterId};
 use level_replicator_core::record::{Record, Version};
+use level_replicator_core::writers::Descriptor;
 
 /// What replicas and writers are called.
 #[derive(Default)]
@@ -13,6 +14,7 @@ pub(super) struct Names {
     pub(super) replicas: Vec<String>,
     writers: BTreeMap<WriterId, String>,
     counts: BTreeMap<usize, u32>,
+    ids: BTreeMap<ReplicaId, (usize, String)>,
 }
 
 impl Names {
@@ -41,6 +43,39 @@ impl Names {
             let name = format!("{replica}{dot}{count}");
             self.writers.insert(writer, name);
         }
+    }
+
+    /// Names the identity of a replica when it is first met: each that follows has a prime more.
+    pub(super) fn meet_replica(&mut self, node: usize, id: ReplicaId) {
+        if !self.ids.contains_key(&id) {
+            let before = self.ids.values().filter(|known| known.0 == node).count();
+            let name = format!("{}{}", self.replicas[node], "'".repeat(before));
+            self.ids.insert(id, (node, name));
+        }
+    }
+
+    /// Names a writer that only wrote values again.
+    pub(super) fn meet_reissued(&mut self, descriptor: &Descriptor) {
+        let owner = self.ids.get(&descriptor.replica).map(|owner| owner.0);
+        if let Some(node) = owner
+            && descriptor.parent.is_none()
+            && self.counts.contains_key(&node)
+        {
+            self.meet(node, descriptor.writer);
+        }
+    }
+
+    /// What an identity is called.
+    pub(super) fn replica(&self, id: ReplicaId) -> String {
+        let name = self.ids.get(&id).map(|(_, name)| name.clone());
+        name.unwrap_or_else(|| id.to_string())
+    }
+
+    /// The latest identity of a replica.
+    pub(super) fn id(&self, node: usize) -> Option<ReplicaId> {
+        let own = self.ids.iter().filter(|(_, owner)| owner.0 == node);
+        let latest = own.max_by_key(|(_, owner)| owner.1.len());
+        latest.map(|(id, _)| *id)
     }
 
     fn writer(&self, writer: WriterId) -> String {

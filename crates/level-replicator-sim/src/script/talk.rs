@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use level_replicator_core::frame::FrameReader;
+use level_replicator_core::heal::{List, Purpose, Start};
 use level_replicator_core::message::Message;
 use level_replicator_core::replica::{Input, Replica};
 
@@ -27,6 +28,10 @@ pub(super) struct Talk {
     is_read: bool,
     next: Option<Message>,
     is_quiet: bool,
+    /// What is compared now should be equal.
+    is_scrub: bool,
+    /// Not even how much was sent is told.
+    is_silent: bool,
     watched: Vec<Bytes>,
     seen: Vec<String>,
     links_before: u64,
@@ -63,6 +68,8 @@ impl Stage {
             is_read: false,
             next: None,
             is_quiet: false,
+            is_scrub: false,
+            is_silent: false,
             watched: Vec::new(),
             seen: Vec::new(),
             links_before: self.cluster.trace.counts().get("links made"),
@@ -84,7 +91,20 @@ impl Stage {
 
     /// Goes on with the conversation that was stopped.
     pub(super) fn go_on(&mut self, how: &[&str]) -> Result<(), String> {
-        let mut talk = self.talk.take().ok_or("no conversation was stopped")?;
+        let mut last = self.talks.len().checked_sub(1);
+        let mut how = how;
+        if let [a, b, rest @ ..] = how
+            && let (Ok(a), Ok(b)) = (self.names.node(a), self.names.node(b))
+        {
+            last = self
+                .talks
+                .iter()
+                .position(|talk| (talk.a, talk.b) == (a, b));
+            how = rest;
+        }
+        let mut talk = self
+            .talks
+            .remove(last.ok_or("no such conversation was stopped")?);
         talk.rule = None;
         self.read_how(&mut talk, how)?;
         self.hold(talk);
@@ -97,6 +117,10 @@ impl Stage {
             ["quietly", rest @ ..] => {
                 talk.is_quiet = true;
                 self.read_how(talk, rest)
+            }
+            ["silently"] => {
+                (talk.is_quiet, talk.is_silent) = (true, true);
+                Ok(())
             }
             ["watch", keys @ ..] => {
                 let keys = keys
@@ -125,6 +149,7 @@ impl Stage {
 
     /// Lets the two talk until they part or the rule stops them.
     fn hold(&mut self, mut talk: Talk) {
+        self.freeze();
         let until_us = self.cluster.now_us + TALK_MAX_US;
         while !self.is_over(&talk) && self.cluster.now_us < until_us {
             let Some(piece) = self.cluster.next_piece() else {
@@ -138,7 +163,8 @@ impl Stage {
                 let deed = rule.map(|rule| rule.deed).unwrap_or_default();
                 if deed == "stop" {
                     self.tell("-- stopped here");
-                    self.talk = Some(talk);
+                    self.talks.push(talk);
+                    self.freeze();
                     return;
                 }
                 self.disturb(&mut talk, &deed);
@@ -151,6 +177,12 @@ impl Stage {
             self.watch(&mut talk);
         }
         self.part(&talk);
+    }
+
+    /// Nothing arrives in the conversations that are stopped.
+    fn freeze(&mut self) {
+        let pairs = self.talks.iter().map(|talk| (talk.a, talk.b));
+        self.cluster.frozen = pairs.collect();
     }
 
     /// Reads the frame that arrives next.
@@ -189,7 +221,13 @@ impl Stage {
         if self.looks[piece.from].is_unchecked && matches!(message, Some(Message::Records(_))) {
             self.looks[piece.to].is_unchecked = true;
         }
-        if talk.is_quiet {
+        match message {
+            Some(Message::Plan(plan)) => talk.is_scrub = plan.purpose == Purpose::Scrub,
+            Some(Message::Clock { .. }) => talk.is_scrub = false,
+            _ => {}
+        }
+        // That what should be equal is equal is no news.
+        if talk.is_quiet || (talk.is_scrub && !self.is_disturbed) {
             return;
         }
         let Some(told) = message.and_then(|message| self.describe(message)) else {
@@ -219,13 +257,27 @@ impl Stage {
             Message::Claim { unclaimed } => {
                 format!("claim, but for {}", self.names.writers(unclaimed))
             }
-            Message::Yield { whole: None } => "yield".to_owned(),
+            Message::Yield { unserved: true, .. } => "yield not whole".to_owned(),
+            Message::Yield { whole: None, .. } => "yield".to_owned(),
             Message::Yield {
                 whole: Some(writer),
+                ..
             } => {
                 format!("yield, {} is whole", self.names.writers(&[*writer]))
             }
             Message::Busy { .. } => "busy".to_owned(),
+            Message::Floor { .. } => "floor".to_owned(),
+            Message::Plan(plan) if plan.purpose == Purpose::Heal => "compares".to_owned(),
+            Message::Plan(_) => "compares what should be equal".to_owned(),
+            Message::Start(Start::Refused) => "not now".to_owned(),
+            Message::Range(range) => format!("a range of {} keys", range.count),
+            Message::List(List::Same) => "the same".to_owned(),
+            Message::List(List::Items { hashes, .. }) => format!("has {} keys", hashes.len()),
+            Message::Absent(places) => format!("lacks {} of them", places.len()),
+            Message::Want(keys) => {
+                let keys: Vec<String> = keys.iter().map(text).collect();
+                format!("asks for {}", keys.join(", "))
+            }
             _ => return None,
         })
     }
@@ -331,6 +383,9 @@ impl Stage {
             self.cluster.remove_peer(node, peer);
         }
         self.run_for(300);
+        if talk.is_silent {
+            return;
+        }
         if talk.is_quiet {
             for &(node, records, frames) in &talk.counts {
                 if records > 0 {
@@ -403,11 +458,18 @@ impl Talk {
             Some(Message::Hello(_)) => "hello",
             Some(Message::Clock { .. }) => "clock",
             Some(Message::Applied(_)) => "applied",
+            Some(Message::Floor { .. }) => "floor",
+            Some(Message::Cluster(_)) => "cluster",
+            Some(Message::Plan(_)) => "plan",
+            Some(Message::Start(_)) => "start",
+            Some(Message::Range(_)) => "range",
+            Some(Message::List(_)) => "list",
+            Some(Message::Absent(_)) => "absent",
             _ => "",
         };
         match &mut rule.moment {
             Moment::Before(what) => what == kind,
-            Moment::After(0) => true,
+            Moment::After(0) => !matches!(kind, "" | "cluster" | "applied" | "clock"),
             Moment::After(left) => {
                 *left -= usize::from(kind == "records" || kind == "fragment");
                 false

@@ -7,6 +7,7 @@ use level_replicator_core::event::Event;
 use level_replicator_core::record::Op;
 use level_replicator_core::session::PeerError;
 use level_replicator_core::state::State;
+use level_replicator_core::storage::Table;
 
 use super::Stage;
 use crate::cluster::Touched;
@@ -65,6 +66,9 @@ impl Stage {
     /// Tells what a replica told, and checks it if it has changed.
     fn look(&mut self, node: usize, is_forced: bool) {
         let events = std::mem::take(&mut self.cluster.nodes[node].events);
+        if let Some(state) = self.cluster.state(node) {
+            self.names.meet_replica(node, state.replica());
+        }
         let (mut changed, mut in_conflict) = (BTreeSet::new(), BTreeSet::new());
         for event in events {
             match &event {
@@ -73,6 +77,12 @@ impl Stage {
                 _ => {}
             }
             self.tell_event(node, &event);
+        }
+        if let Some(state) = self.cluster.state(node) {
+            self.names.meet_replica(node, state.replica());
+            for descriptor in state.writers().iter() {
+                self.names.meet_reissued(descriptor);
+            }
         }
         let Some(state) = self.cluster.state(node) else {
             return;
@@ -84,11 +94,26 @@ impl Stage {
         let look = &self.looks[node];
         let is_same = (look.life, look.commits) == (life, state.commits());
         let is_late = self.oracle.writes() > CLOSE_WATCH_MAX && !is_forced;
-        if is_same || is_late || look.is_unchecked {
+        // What the log says is checked again once it can be read.
+        let is_rotten = self.cluster.nodes[node].disk.is_rotten(Table::Log);
+        if is_same || is_late || look.is_unchecked || is_rotten {
             return;
         }
+        if state.promotions() > look.promotions {
+            // It forgets all that is not live with it.
+            self.looks[node].promotions = state.promotions();
+            self.looks[node].clock = Arc::clone(state.clock());
+            self.looks[node].floor = Arc::default();
+            self.looks[node].has_forgotten = true;
+            self.oracle.be_lenient();
+        }
+        let look = &self.looks[node];
+        let disk = &self.cluster.nodes[node].disk;
         let checked = check_grown(&look.clock, state.clock())
-            .and_then(|()| self.oracle.check(state, |_| false))
+            .and_then(|()| check_grown(&look.floor, state.floor()))
+            .and_then(|()| check_ack(state, look.has_forgotten))
+            .and_then(|()| self.oracle.check_floor(state))
+            .and_then(|()| self.oracle.check(state, |key| disk.is_damaged(key)))
             .and_then(|shown| self.oracle.check_batches(state, &shown).map(|()| shown))
             .and_then(|shown| {
                 if look.life == life && self.oracle.writes() <= CLOSE_WATCH_MAX {
@@ -97,8 +122,9 @@ impl Stage {
                 Ok(shown)
             });
         let (commits, is_catching_up) = (state.commits(), state.is_catching_up());
-        let clock = Arc::clone(state.clock());
+        let (clock, floor) = (Arc::clone(state.clock()), Arc::clone(state.floor()));
         let look = &mut self.looks[node];
+        look.floor = floor;
         (look.life, look.commits) = (life, commits);
         (look.clock, look.is_catching_up) = (clock, is_catching_up);
         match checked {
@@ -117,6 +143,10 @@ impl Stage {
 
     fn tell_event(&mut self, node: usize, event: &Event) {
         let name = self.name(node);
+        if let Event::WriterCollision { .. } | Event::Divergence { key: Some(_), .. } = event {
+            // It has written values again by itself.
+            self.looks[node].is_unchecked = true;
+        }
         match event {
             Event::Conflict { .. } if self.looks.len() > CROWD => {}
             Event::Error {
@@ -147,10 +177,30 @@ impl Stage {
                     "{name} is told stamps {hours} hours ahead of its clock"
                 ));
             }
-            Event::Divergence { .. } if self.is_disturbed => {
+            Event::Divergence { key, .. } if self.is_disturbed => {
+                let key = key.as_ref().map(super::names::text);
+                let where_ = key.map_or("other data".to_owned(), |key| format!("{key} differs"));
                 self.tell(format!(
-                    "{name} reports a divergence: equal clocks, other data"
+                    "{name} reports a divergence: equal clocks, {where_}"
                 ));
+            }
+            Event::Promoted => self.tell(format!("{name} promotes itself")),
+            Event::Renamed { before, now } => {
+                let (before, now) = (self.names.replica(*before), self.names.replica(*now));
+                self.tell(format!("{name} takes a new name: {before} becomes {now}"));
+            }
+            Event::Excluded { replica } => {
+                let replica = self.names.replica(*replica);
+                self.tell(format!("{name} waits no longer for {replica}"));
+            }
+            Event::WriterCollision { writer, keys } => {
+                let writer = self.names.writers(&[*writer]);
+                self.tell(format!(
+                    "{name} shares {writer} with a twin: {keys} keys are written again"
+                ));
+            }
+            Event::Rebuilt { damage } => {
+                self.tell(format!("{name} rebuilds what it knows: {damage}"));
             }
             Event::Divergence { .. } => self.broken(format!("{name} reports a divergence")),
             _ => {}
@@ -204,4 +254,17 @@ impl Stage {
         };
         Ok(told)
     }
+}
+
+/// Checks that a replica has agreed to nothing that it does not know. One that lost its memory may have.
+fn check_ack(state: &State, has_forgotten: bool) -> Result<(), Broken> {
+    let epoch = state.epoch();
+    let is_known = has_forgotten || state.clock().covers(&epoch.cut);
+    if is_known || !epoch.acks.contains(&state.replica()) {
+        return Ok(());
+    }
+    Err(Broken {
+        invariant: "E2 epoch",
+        how: "it has agreed to a cut that it does not know".to_owned(),
+    })
 }

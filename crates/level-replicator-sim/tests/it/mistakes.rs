@@ -18,7 +18,7 @@ fn every_mistake_is_noticed_within_a_bounded_number_of_seeds() {
                 "{}: {} seeds of '{}', {}",
                 mistake.name(),
                 caught.seeds,
-                caught.profile.name,
+                caught.place,
                 caught.broken.invariant
             ),
             None => unnoticed.push(mistake.name()),

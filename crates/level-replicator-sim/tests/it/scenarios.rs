@@ -134,6 +134,48 @@ const NOTICED: &[(&str, &[Mistake])] = &[
         &[Mistake::BatchInParts, Mistake::UnclaimedForgotten],
     ),
     ("30_three_founders", &[Mistake::SiblingsDropped]),
+    (
+        "10d_stale_healed_in_parts",
+        &[Mistake::HalfHealedServes, Mistake::HealWithoutClock],
+    ),
+    ("10a_stale_replica_returns", &[Mistake::NoFloorCheck]),
+    (
+        "12b_half_healed_and_asked",
+        &[
+            Mistake::HalfHealedServes,
+            Mistake::HealWithoutClock,
+            Mistake::WantedForgotten,
+            Mistake::WaitingForgotten,
+        ],
+    ),
+    (
+        "13a_joiner_before_the_introducer_agreed",
+        &[Mistake::EpochWithoutMembers],
+    ),
+    ("13c_introducer_dies", &[Mistake::AckEarly]),
+    ("14_proposer_dies", &[Mistake::AckEarly]),
+    (
+        "26_delete_above_a_gap",
+        &[Mistake::DeleteOverGap, Mistake::WaitingForgotten],
+    ),
+    (
+        "32_reclaimed_beside_a_concurrent_write",
+        &[Mistake::FloorNotAdopted],
+    ),
+    ("33_another_beside_a_heal", &[Mistake::HealBesideOthers]),
+    ("34_history_through_a_parent", &[Mistake::CutNotClosed]),
+    ("35_lost_and_pulled_back_in_part", &[Mistake::ClosedAgain]),
+    (
+        "36_promoted_beside_the_stale",
+        &[Mistake::ScrubHalfHealed, Mistake::HalfHealedServes],
+    ),
+    ("37_push_below_the_floor", &[Mistake::PushBelowFloor]),
+    ("38_known_by_another_way", &[Mistake::WantedForgotten]),
+    (
+        "39_both_below_each_others_floor",
+        &[Mistake::HealWithoutClock, Mistake::HalfHealedServes],
+    ),
+    ("40_stripped_later", &[Mistake::WaitingForgotten]),
 ];
 
 /// Whether the oracle objects to a scenario that is played with a mistake; a panic is an objection.

@@ -7,11 +7,13 @@
 //! table: with several keyspaces the engine's workers can block each other for good.
 
 mod directory;
+mod inspect;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Bound;
-use std::path::Path;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,7 @@ use level_replicator_core::storage::{
 
 pub use directory::OpenError;
 use directory::{DataDirectory, Engine, Lock, empty_journal};
+pub(crate) use directory::{RESTORE, sync_all, sync_parent};
 
 /// With fewer than three workers the engine can stop flushing for good.
 const WORKER_THREADS: usize = 4;
@@ -45,6 +48,10 @@ const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// How long [`Storage::close`] waits for a flush, which only spares the next open some work.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// What an unclean end has left in the journal is sorted into tables after the open if it is at least
+/// so much, in bytes: else each open would replay it again until more has come.
+const FLUSHED_AT_OPEN: u64 = 4 << 20;
 
 /// How long the workers of a failed engine may take to let go of its journal.
 const FAILED_WORKERS_GRACE: Duration = Duration::from_millis(100);
@@ -101,7 +108,28 @@ impl FjallStorage {
     ///
     /// See [`OpenError`]. Nothing is written to a directory that holds something else.
     pub fn open(directory: &Path, options: &FjallOptions) -> Result<FjallStorage, OpenError> {
-        let (lock, engine) = DataDirectory::lock(directory)?.open(options)?;
+        FjallStorage::start(DataDirectory::lock(directory)?, options)
+    }
+
+    /// Makes a new database in `directory`. Of an earlier one nothing is left; something else is
+    /// refused and left alone.
+    pub(crate) fn create_anew(
+        directory: &Path,
+        options: &FjallOptions,
+    ) -> Result<FjallStorage, OpenError> {
+        let directory = DataDirectory::lock(directory)?;
+        directory.clear()?;
+        FjallStorage::start(directory, options)
+    }
+
+    fn start(directory: DataDirectory, options: &FjallOptions) -> Result<FjallStorage, OpenError> {
+        let (lock, engine) = directory.open(options)?;
+        if engine.keyspace.tree.active_memtable().size() >= FLUSHED_AT_OPEN
+            && let Err(error) = engine.keyspace.rotate_memtable()
+        {
+            // Writes will say so too.
+            tracing::warn!(%error, "cannot flush what the journal held");
+        }
         Ok(FjallStorage {
             shared: Arc::new(Shared {
                 engine: Some(engine),
@@ -214,7 +242,7 @@ impl Shared {
         let Err(error) = outcome else {
             return Ok(());
         };
-        let failure = self.failure.get_or_init(|| Failure::new(error));
+        let failure = (self.failure).get_or_init(|| Failure::new(self.engine(), error));
         tracing::error!(%failure, "cannot {action}");
         Err(StorageError::new(action, failure.clone()))
     }
@@ -309,7 +337,7 @@ impl Snapshot for FjallSnapshot {
         let (start, end) = stored_bounds(table, start, end);
         Box::new(FjallRange {
             entries: (self.snapshot).range(&self.shared.engine().keyspace, (start, end)),
-            _shared: Arc::clone(&self.shared),
+            shared: Arc::clone(&self.shared),
         })
     }
 }
@@ -318,20 +346,22 @@ impl Snapshot for FjallSnapshot {
 struct FjallRange {
     entries: fjall::Iter,
     // Dropped last: the files that are read here belong to whoever holds the lock.
-    _shared: Arc<Shared>,
+    shared: Arc<Shared>,
 }
 
 impl Iterator for FjallRange {
     type Item = Result<(Bytes, Bytes), StorageError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.entries.next().map(entry)
+        let entry = self.entries.next()?;
+        Some(read_entry(self.shared.engine(), entry))
     }
 }
 
 impl DoubleEndedIterator for FjallRange {
     fn next_back(&mut self) -> Option<Self::Item> {
-        self.entries.next_back().map(entry)
+        let entry = self.entries.next_back()?;
+        Some(read_entry(self.shared.engine(), entry))
     }
 }
 
@@ -346,14 +376,14 @@ fn get(
     }
     let value = snapshot
         .get(&engine.keyspace, StoredKey::new(table, key))
-        .map_err(|error| StorageError::new("read a key", ReadError(error)))?;
+        .map_err(|error| StorageError::new("read a key", ReadError::new(engine, error)))?;
     Ok(value.map(Bytes::from))
 }
 
-fn entry(guard: fjall::Guard) -> Result<(Bytes, Bytes), StorageError> {
+fn read_entry(engine: &Engine, guard: fjall::Guard) -> Result<(Bytes, Bytes), StorageError> {
     let (key, value) = guard
         .into_inner()
-        .map_err(|error| StorageError::new("read a range", ReadError(error)))?;
+        .map_err(|error| StorageError::new("read a range", ReadError::new(engine, error)))?;
     Ok((Bytes::from(key).slice(1..), Bytes::from(value)))
 }
 
@@ -452,23 +482,53 @@ enum LengthError {
 
 /// A read failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", describe(.0))]
-struct ReadError(#[source] fjall::Error);
+#[error(
+    "{} in {}; if the cause is not a failing disk or missing rights, {RESTORE}",
+    describe(.source),
+    .directory.display()
+)]
+struct ReadError {
+    /// The directory of the engine's files.
+    directory: PathBuf,
+    source: fjall::Error,
+}
+
+impl ReadError {
+    fn new(engine: &Engine, source: fjall::Error) -> ReadError {
+        ReadError {
+            directory: engine.directory.clone(),
+            source,
+        }
+    }
+}
+
+/// Runs what may panic in the engine at a damaged file; answers what the panic said.
+fn contain<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        text.unwrap_or_else(|| "without a word".to_owned())
+    })
+}
 
 /// The first write that failed. The engine takes no write after it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
-    "{}; no further writes are accepted until the database is opened again: \
-     look for a full or failing disk, then reopen",
-    describe(.source)
+    "{} in {}; no further writes are accepted until the database is opened again: \
+     look for a full or failing disk, then reopen; if it fails again, {RESTORE}",
+    describe(.source),
+    .directory.display()
 )]
 struct Failure {
+    /// The directory of the engine's files.
+    directory: PathBuf,
     source: Arc<fjall::Error>,
 }
 
 impl Failure {
-    fn new(error: fjall::Error) -> Failure {
+    fn new(engine: &Engine, error: fjall::Error) -> Failure {
         Failure {
+            directory: engine.directory.clone(),
             source: Arc::new(error),
         }
     }
@@ -485,6 +545,12 @@ fn describe(error: &fjall::Error) -> String {
         fjall::Error::Storage(fjall::LsmError::ChecksumMismatch { .. }) => {
             "a table on disk is damaged (checksum mismatch)".to_owned()
         }
+        fjall::Error::Storage(
+            error @ (fjall::LsmError::InvalidHeader(_)
+            | fjall::LsmError::InvalidTag(_)
+            | fjall::LsmError::Decompress(_)
+            | fjall::LsmError::Unrecoverable),
+        ) => format!("a table on disk is damaged ({error:?})"),
         fjall::Error::JournalRecovery(error) => format!("the journal is damaged ({error:?})"),
         other => format!("{other:?}"),
     }

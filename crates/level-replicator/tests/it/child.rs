@@ -147,6 +147,7 @@ fn acts_only_when_it_is_a_child_process() {
     let arguments = std::env::var(ARGUMENTS).unwrap_or_default();
     let arguments: Vec<&str> = arguments.split(SEPARATOR).collect();
     match role.as_str() {
+        "keeper" => crate::backup::keep(&arguments),
         "victim" => crate::killed::live(&arguments),
         "writer" => write_until_killed(&arguments),
         "replica" => obey(&arguments),

@@ -3,9 +3,11 @@
 mod ancestor;
 mod api;
 mod author;
+mod backup;
 mod child;
 mod common;
 mod crash;
+mod damaged_files;
 mod errors;
 mod histories;
 mod killed;

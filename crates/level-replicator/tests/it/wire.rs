@@ -177,7 +177,11 @@ pub(crate) fn hello(cluster: &str) -> Hello {
         state_digest: None,
         whole: true,
         settled: true,
-        epoch: 0,
+        heals: false,
+        token: 1,
+        floor_digest: 0,
+        cluster_digest: 0,
+        epoch_digest: 0,
         addresses_digest: 0,
         advertised: None,
     }

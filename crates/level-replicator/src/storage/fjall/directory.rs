@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions};
 
-use super::{FjallOptions, WORKER_THREADS, describe};
+use super::inspect::{Damage, inspect};
+use super::{FjallOptions, WORKER_THREADS, contain, describe};
 
 const LOCK: &str = "LOCK";
 const FORMAT: &str = "FORMAT";
@@ -94,10 +95,20 @@ pub enum OpenError {
         source: io::Error,
     },
 
+    /// The engine's files are damaged. They were left as they are.
+    #[error("database {} is damaged: {}: {problem}; {RESTORE}", path.display(), file.display())]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+        /// The file, or the directory of the engine's files if it is not known which.
+        file: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+
     /// The engine cannot read its files.
     #[error(
-        "the engine cannot open {}: {}; if the cause is not a full disk or missing rights, restore \
-         the database from a backup, or move it away and let a peer fill a new one",
+        "the engine cannot open {}: {}; if the cause is not a full disk or missing rights, {RESTORE}",
         path.display(),
         describe(source)
     )]
@@ -110,8 +121,8 @@ pub enum OpenError {
 }
 
 const CHOOSE_ANOTHER: &str = "choose another directory, or one that is empty or does not exist yet";
-const RESTORE: &str =
-    "restore the whole directory from a backup, or move it away and let a peer fill a new one";
+pub(crate) const RESTORE: &str = "restore the whole directory from a backup, or move it away and \
+     let its peers fill a new one: docs/recovery.md tells how";
 
 /// The engine, running.
 pub(super) struct Engine {
@@ -188,8 +199,43 @@ impl DataDirectory {
             Contents::Unfinished => self.finish_engine()?,
             Contents::Database => {}
         }
-        let engine = open_engine(&self.path.join(ENGINE), options)?;
+        let engine = self.path.join(ENGINE);
+        inspect(&engine).map_err(|damage| self.damaged(damage))?;
+        let engine = contain(|| open_engine(&engine, options)).unwrap_or_else(|panic| {
+            Err(self.damaged(Damage {
+                file: engine.clone(),
+                problem: format!("the engine gave up ({panic})"),
+            }))
+        })?;
         Ok((self.lock, engine))
+    }
+
+    fn damaged(&self, damage: Damage) -> OpenError {
+        OpenError::Damaged {
+            path: self.path.clone(),
+            file: damage.file,
+            problem: damage.problem,
+        }
+    }
+
+    /// Removes a database, FORMAT last: without it the rest is taken for the remains of a creation.
+    pub(super) fn clear(&self) -> Result<(), OpenError> {
+        for name in [ENGINE, ENGINE_NEW] {
+            let path = self.path.join(name);
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(io_error("remove", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        let path = self.path.join(FORMAT);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(io_error("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn create_engine(&self, options: &FjallOptions) -> Result<(), OpenError> {
@@ -367,8 +413,24 @@ fn create_directory(path: &Path) -> Result<(), OpenError> {
     }
 }
 
+/// Makes all files below a directory survive the loss of power, and their entries.
+pub(crate) fn sync_all(directory: &Path) -> Result<(), OpenError> {
+    for entry in fs::read_dir(directory).map_err(io_error("list", directory))? {
+        let entry = entry.map_err(io_error("list", directory))?;
+        let path = entry.path();
+        if entry.file_type().map_err(io_error("list", &path))?.is_dir() {
+            sync_all(&path)?;
+        } else {
+            (OpenOptions::new().write(true).open(&path))
+                .and_then(|file| file.sync_all())
+                .map_err(io_error("sync", &path))?;
+        }
+    }
+    sync_directory(directory)
+}
+
 /// Makes the entry of a new directory in its parent survive the loss of power.
-fn sync_parent(path: &Path) -> Result<(), OpenError> {
+pub(crate) fn sync_parent(path: &Path) -> Result<(), OpenError> {
     let parent = match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
         Some(parent) => parent,

@@ -1,0 +1,342 @@
+//! How records of a peer become ours, and how the clock grows with them.
+//!
+//! The rule: the clock comes last. It grows by the live writes just applied, or by the peer's whole
+//! clock once everything of its snapshot is here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::edit::Edit;
+use super::floor::FloorGrowth;
+use super::{
+    Changed, Joined, Reach, State, StateError, describe_change, is_within, put_unclaimed,
+    read_record,
+};
+use crate::clock::{Clock, Dot, Known, WriterId};
+use crate::known_rows::{KnownRows, put_base};
+use crate::mistake::{Mistake, is_planted};
+use crate::record::{Key, Record, Side};
+use crate::storage::Table;
+
+impl State {
+    /// Joins records from a peer's snapshot, of which `context` is the clock, in one commit.
+    ///
+    /// If they are the rest of the snapshot, the peer's whole clock becomes known; else exactly the
+    /// live dots of the records do. All writers must be described. A record of ours that is damaged
+    /// stays as it is; then nothing of its key is known anew, and no whole clock.
+    pub fn apply(
+        &mut self,
+        mut records: Vec<(Key, Record)>,
+        context: &Clock,
+        mut reach: Reach<'_>,
+    ) -> Result<Joined, StateError> {
+        let writers = Arc::clone(&self.writers);
+        let mut edit = Edit::new(self, &writers);
+        let mut outcome = Joined::default();
+        let mut added = Clock::default();
+        let mut joined: BTreeMap<Key, Record> = BTreeMap::new();
+        let mut own_dot_died = false;
+        // Nobody else commits meanwhile, so one view serves all reads. In the order of keys, reads
+        // and writes meet what the one before has brought near.
+        let snapshot = self.storage.snapshot();
+        records.sort_by(|(a, _), (b, _)| a.cmp(b));
+
+        for (key, theirs) in records {
+            let old = match joined.remove(&key) {
+                Some(record) => record,
+                None => match read_record(snapshot.get(Table::Data, &key)?, &key, &writers) {
+                    Err(damage @ StateError::Corrupt { .. }) => {
+                        outcome.damage = Some(damage);
+                        let entries = self.may_mend(&key, context)?;
+                        let Some(entries) = entries else {
+                            reach = Reach::Part;
+                            outcome.passed_over = true;
+                            continue;
+                        };
+                        own_dot_died |= (entries.iter()).any(|(_, dot)| {
+                            Some(dot.writer) == self.current && !theirs.holds(*dot)
+                        });
+                        edit.forget_entries(entries);
+                        outcome.mended += 1;
+                        theirs
+                            .live
+                            .iter()
+                            .for_each(|version| added.insert(version.dot));
+                        let mended = edit.replace(&key, &Record::default(), theirs);
+                        if self.observed {
+                            outcome.changed.push(Changed::of_mended(&key, &mended));
+                        }
+                        joined.insert(key, mended);
+                        continue;
+                    }
+                    read => read?,
+                },
+            };
+            let mine = Side {
+                record: &old,
+                clock: &self.clock,
+            };
+            let remote = Side {
+                record: &theirs,
+                clock: context,
+            };
+            let mut new = Record::join(mine, remote, &writers);
+            if new.is_ghost() && is_within(&new.seen, &self.clock, &writers) {
+                new = Record::default();
+            }
+            for version in &theirs.live {
+                let dot = version.dot;
+                added.insert(dot);
+                if is_planted(Mistake::ClockPerEntry) {
+                    added.insert_range(dot.writer, 1..=dot.seq);
+                }
+                if is_planted(Mistake::ParentsInferred)
+                    && let Some(descriptor) = writers.get(dot.writer)
+                    && let Some(parent) = descriptor.parent
+                {
+                    added.insert_range(parent.writer, 1..=parent.seq);
+                }
+            }
+            if new != old {
+                own_dot_died |= old.live.iter().any(|version| {
+                    Some(version.dot.writer) == self.current && !new.holds(version.dot)
+                });
+                new = edit.replace(&key, &old, new);
+                if self.observed {
+                    outcome.changed.push(describe_change(&key, &old, &new));
+                }
+            }
+            joined.insert(key, new);
+        }
+
+        if is_planted(Mistake::ClockPerWriter) {
+            for (writer, known) in context.iter() {
+                if added.get(writer).is_some() {
+                    added.set(writer, known.clone());
+                }
+            }
+        }
+        // The clock comes last: it must never promise a write that is not yet applied.
+        let unclaimed = self.unclaimed_after(&added, context, reach);
+        let mut growth = Growth::default();
+        let mut floor = FloorGrowth::default();
+        if let Reach::Snapshot { floor: theirs, .. } = reach {
+            growth = self.grow_clock(&mut edit, context, true);
+            floor = self.floor_after_claim(&mut edit.batch, theirs);
+            match self.forget_ghosts(&mut edit, &joined) {
+                Ok(None) => {}
+                Ok(damage) => outcome.damage = damage,
+                Err(error) => {
+                    self.take_back(growth);
+                    return Err(error);
+                }
+            }
+        } else if !is_planted(Mistake::NoHoles) {
+            growth = self.grow_clock(&mut edit, &added, false);
+        }
+        if unclaimed != self.unclaimed {
+            put_unclaimed(&mut edit.batch, &unclaimed);
+        }
+        if own_dot_died
+            && !is_planted(Mistake::BaseNotKept)
+            && let Some(writer) = self.current
+        {
+            // The log no longer ends with our last write, so the next open could not recover it.
+            let base = self.clock.get(writer).map_or(0, Known::base);
+            let ord = edit.ord(writer);
+            put_base(&mut edit.batch, ord, base);
+        }
+
+        let Edit {
+            batch,
+            tally,
+            ghosts,
+            ..
+        } = edit;
+        if !batch.is_empty()
+            && let Err(error) = self.commit(batch)
+        {
+            self.take_back(growth);
+            return Err(error.into());
+        }
+        self.unclaimed = unclaimed;
+        if !is_planted(Mistake::TallyNotUpdated) {
+            self.tally_change = tally;
+        }
+        self.ghosts = self.ghosts.wrapping_add(ghosts);
+        self.take_floor(floor);
+        if outcome.mended > 0 {
+            self.lose_tally();
+        }
+        Ok(outcome)
+    }
+
+    /// The log entries that lead to a record of ours which cannot be read, if a peer's record may stand
+    /// for it: if its sender knows every write that ours can have held. Those that are below the floor, or
+    /// wanted, have no entries.
+    fn may_mend(
+        &self,
+        key: &Key,
+        context: &Clock,
+    ) -> Result<Option<Vec<(Bytes, Dot)>>, StateError> {
+        let entries = self.entries_of(key)?;
+        let is_known = |(_, dot): &(Bytes, Dot)| context.contains(*dot);
+        let may = context.covers(&self.unlogged) && entries.iter().all(is_known);
+        Ok(may.then_some(entries))
+    }
+
+    /// The writers of whom half a batch may show after a commit.
+    fn unclaimed_after(
+        &self,
+        added: &Clock,
+        context: &Clock,
+        reach: Reach<'_>,
+    ) -> BTreeSet<WriterId> {
+        let mut unclaimed = self.unclaimed.clone();
+        let whole = match reach {
+            Reach::Part if is_planted(Mistake::BatchInParts) => return unclaimed,
+            Reach::Part => None,
+            Reach::Writer(writer) => Some(writer),
+            Reach::Snapshot { .. } if is_planted(Mistake::UnclaimedForgotten) => {
+                return self.unclaimed_after_claim(context, &[]);
+            }
+            Reach::Snapshot { unclaimed, .. } => {
+                return self.unclaimed_after_claim(context, unclaimed);
+            }
+        };
+        let news = added.iter().filter(|(writer, known)| {
+            Some(*writer) != whole && !self.clock.covers_writer(*writer, known)
+        });
+        unclaimed.extend(news.map(|(writer, _)| writer));
+        unclaimed
+    }
+
+    fn unclaimed_after_claim(&self, context: &Clock, theirs: &[WriterId]) -> BTreeSet<WriterId> {
+        let mut unclaimed = self.unclaimed.clone();
+        unclaimed.retain(|writer| {
+            let known = self.clock.get(*writer);
+            let covered = known.is_none_or(|known| context.covers_writer(*writer, known));
+            !covered || theirs.contains(writer)
+        });
+        // Half a batch of theirs becomes half a batch of ours, unless we had all that they have.
+        unclaimed.extend(theirs.iter().filter(|writer| {
+            let known = context.get(**writer);
+            known.is_some_and(|known| !self.clock.covers_writer(**writer, known))
+        }));
+        unclaimed
+    }
+
+    /// Adds `news` to the clock, with the rows for it; answers what to take back if they cannot be
+    /// committed.
+    fn grow_clock(&mut self, edit: &mut Edit<'_>, news: &Clock, whole: bool) -> Growth {
+        let known_already = |(writer, known): &(WriterId, &Known)| {
+            self.clock.covers_writer(*writer, known) && !whole
+        };
+        let grown: Vec<_> = news.iter().filter(|entry| !known_already(entry)).collect();
+        if grown.is_empty() {
+            return Growth {
+                added: Clock::default(),
+                rows: None,
+            };
+        }
+        let mut growth = Growth {
+            added: Clock::default(),
+            rows: Some(self.known_rows.clone()),
+        };
+        let clock = Arc::make_mut(&mut self.clock);
+        for (writer, news) in grown {
+            let ord = edit.ord(writer);
+            // Rows that the base has passed go once no gap is left; a gap that stays costs nothing.
+            let is_gapless = clock
+                .get(writer)
+                .is_some_and(|known| known.ahead_len() == 0);
+            let has_passed_rows = (is_gapless || is_planted(Mistake::GapsWrittenAgain))
+                && self.known_rows.has_blocks(ord);
+            if whole && clock.covers_writer(writer, news) && !has_passed_rows {
+                continue;
+            }
+            let fresh = match clock.get(writer) {
+                Some(known) => news.difference(known),
+                None => news.ranges().collect(),
+            };
+            for range in fresh {
+                growth.added.insert_range(writer, range.clone());
+                clock.insert_range(writer, range);
+            }
+            let Some(known) = clock.get(writer) else {
+                continue;
+            };
+            if whole {
+                self.known_rows.put_whole(&mut edit.batch, ord, known);
+            } else {
+                self.known_rows.put_added(&mut edit.batch, ord, known, news);
+            }
+        }
+        growth
+    }
+
+    /// Makes the clock what it was before it grew.
+    fn take_back(&mut self, growth: Growth) {
+        if is_planted(Mistake::ClockNotTakenBack) {
+            return;
+        }
+        Arc::make_mut(&mut self.clock).remove(&growth.added);
+        if let Some(rows) = growth.rows {
+            self.known_rows = rows;
+        }
+    }
+
+    /// Drops the histories that the clock, grown by a claim, now covers. One that cannot be read stays,
+    /// and is answered.
+    fn forget_ghosts(
+        &self,
+        edit: &mut Edit<'_>,
+        joined: &BTreeMap<Key, Record>,
+    ) -> Result<Option<StateError>, StateError> {
+        let mut damage = None;
+        let mut ghosts: BTreeMap<Key, Record> = BTreeMap::new();
+        if self.ghosts > 0 {
+            let snapshot = self.storage.snapshot();
+            for entry in snapshot.range(Table::Pending, Bound::Unbounded, Bound::Unbounded) {
+                let (key, _) = entry?;
+                if joined.contains_key(&key) {
+                    continue;
+                }
+                match self.record(&key) {
+                    Ok(ghost) if ghost.is_ghost() => {
+                        ghosts.insert(key, ghost);
+                    }
+                    // It was replaced while it could not be read.
+                    Ok(_) => {
+                        edit.batch.remove(Table::Pending, key);
+                        edit.ghosts = edit.ghosts.wrapping_sub(1);
+                    }
+                    Err(corrupt @ StateError::Corrupt { .. }) => damage = Some(corrupt),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        ghosts.extend(
+            joined
+                .iter()
+                .map(|(key, record)| (key.clone(), record.clone())),
+        );
+        for (key, ghost) in ghosts {
+            if ghost.is_ghost() && is_within(&ghost.seen, &self.clock, &self.writers) {
+                edit.replace(&key, &ghost, Record::default());
+            }
+        }
+        Ok(damage)
+    }
+}
+
+/// What the clock in memory has grown by for a commit.
+#[derive(Default)]
+struct Growth {
+    added: Clock,
+    /// What the rows on disk were before, if they change.
+    rows: Option<KnownRows>,
+}

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use level_replicator_core::clock::{Clock, Now};
 use level_replicator_core::known_rows::{KnownRows, LoadError};
-use level_replicator_core::record::{Op, decode_row};
+use level_replicator_core::record::{Op, Version, decode_row};
 use level_replicator_core::state::{Reach, State, StateError, scan_tally};
 use level_replicator_core::storage::memory::MemoryStorage;
 use level_replicator_core::storage::{Batch, Storage, Table};
@@ -21,8 +21,8 @@ use crate::seeds;
 use crate::target::{Outcome, Target, decode_error_name};
 
 /// All tables of a replica. An input is rows: a byte for the table, the length of the key, the key,
-/// the length of the value in two bytes, the value. Rows of the data table get their checksum here,
-/// unless the table's byte has its highest bit set.
+/// the length of the value in two bytes, the value. Rows that carry a checksum get it here, unless the
+/// table's byte has its highest bit set.
 pub const TARGET: Target = Target {
     name: "disk",
     body: run,
@@ -34,10 +34,17 @@ pub const TARGET: Target = Target {
 
 const WITH_CHECKSUM: u8 = 0x80;
 const RANDOM: [u8; 16] = [9; 16];
+/// More steps than the rows of any input can need.
+const RECLAIM_STEPS_MAX: usize = 1_000;
 const NOW: Now = Now {
     wall_us: 1_700_000_000_000_000,
     steady_us: 1_000_000,
 };
+
+/// Whether the rows of a table end with a checksum.
+fn has_checksum(table: Table) -> bool {
+    !matches!(table, Table::Meta | Table::Pending | Table::Waiting)
+}
 
 /// Writes the rows of tables as an input.
 pub(crate) fn rows_of(storage: &MemoryStorage) -> Vec<u8> {
@@ -46,7 +53,7 @@ pub(crate) fn rows_of(storage: &MemoryStorage) -> Vec<u8> {
     for (number, table) in Table::ALL.into_iter().enumerate() {
         for entry in snapshot.range(table, Bound::Unbounded, Bound::Unbounded) {
             let (key, value) = entry.expect("memory reads all");
-            let bare = value.len() - if table == Table::Data { 4 } else { 0 };
+            let bare = value.len() - if has_checksum(table) { 4 } else { 0 };
             input.extend_from_slice(&[number as u8, key.len() as u8]);
             input.extend_from_slice(&key);
             input.extend_from_slice(&(bare as u16).to_be_bytes());
@@ -66,7 +73,7 @@ fn tables(input: &[u8]) -> MemoryStorage {
         let key = Bytes::copy_from_slice(fields.bytes(usize::from(len)));
         let len = fields.short();
         let value = fields.bytes(usize::from(len));
-        let value = if table == Table::Data && number & WITH_CHECKSUM == 0 {
+        let value = if has_checksum(table) && number & WITH_CHECKSUM == 0 {
             seal_row(&key, value)
         } else {
             Bytes::copy_from_slice(value)
@@ -85,9 +92,14 @@ pub fn run(input: &[u8]) -> Outcome {
         Err(error) => Outcome::refused(error_name(&error)),
         Ok(state) => {
             check_clock_rows(&storage, &state);
+            let rebuilt = if state.rebuilt().is_some() {
+                "rebuilt, "
+            } else {
+                ""
+            };
             let name = use_it(state);
             check_second_open(&storage);
-            Outcome::deep(name)
+            Outcome::deep(format!("{rebuilt}{name}"))
         }
     }
 }
@@ -160,14 +172,63 @@ fn use_it(mut state: State) -> String {
     let reach = if damaged > 0 {
         Reach::Part
     } else {
-        Reach::Snapshot(&[])
+        Reach::Snapshot {
+            unclaimed: &[],
+            floor: None,
+        }
     };
     let outcome = match state.apply(good, &context, reach) {
         Ok(_) => "joined",
         Err(_) => "refused",
     };
+    let kept = puts(&state);
+    reclaim(&mut state);
+    state.mend_log().expect("a log can be rebuilt");
+    assert_eq!(puts(&state), kept, "reclaiming changed a value");
+    let epoch = if take_part_in_epoch(&mut state) {
+        ", an epoch"
+    } else {
+        ""
+    };
+    reclaim(&mut state);
+    assert_eq!(puts(&state), kept, "an epoch changed a value");
     state.close().expect("memory takes all");
-    format!("{names} good, {} damaged, {outcome}", damaged.min(3))
+    format!("{names} good, {} damaged, {outcome}{epoch}", damaged.min(3))
+}
+
+/// The values of every key that can be read.
+fn puts(state: &State) -> Vec<(Bytes, Vec<Version>)> {
+    let snapshot = state.storage().snapshot();
+    let entries = snapshot.range(Table::Data, Bound::Unbounded, Bound::Unbounded);
+    let of = |entry: Result<(Bytes, Bytes), _>| {
+        let (key, _) = entry.expect("memory reads all");
+        let record = state.record(&key).ok()?;
+        let puts: Vec<Version> = record.puts().cloned().collect();
+        (!puts.is_empty()).then_some((key, puts))
+    };
+    entries.filter_map(of).collect()
+}
+
+fn reclaim(state: &mut State) {
+    for _ in 0..RECLAIM_STEPS_MAX {
+        if !state.is_reclaiming() {
+            return;
+        }
+        state.reclaim_step().expect("memory takes all");
+    }
+    panic!("reclaiming without end");
+}
+
+/// Proposes a cut, agrees to it, and completes it if nobody else is waited for.
+fn take_part_in_epoch(state: &mut State) -> bool {
+    state.complete().expect("memory takes all");
+    if state.has_reclaimable().expect("memory reads all") {
+        state.propose().expect("memory takes all");
+    }
+    if state.may_ack() {
+        state.ack().expect("memory takes all");
+    }
+    state.complete().expect("memory takes all")
 }
 
 fn check_second_open(storage: &MemoryStorage) {

@@ -6,11 +6,14 @@
 use bytes::Bytes;
 use level_replicator_core::clock::{Clock, Dot};
 use level_replicator_core::frame::{Frame, FrameReader, FrameWriter, WIRE_VERSION};
+use level_replicator_core::heal::{List, Start};
 use level_replicator_core::limits::{
     ADDRESS_BYTES_MAX, ADDRESSES_PER_MESSAGE, CLUSTER_BYTES_MAX, DESCRIPTORS_PER_MESSAGE,
-    HEADS_PER_MESSAGE, UNCLAIMED_PER_MESSAGE,
+    HEADS_PER_MESSAGE, KEY_BYTES_MAX, LIST_ITEMS_MAX, MEMBERS_MAX, MEMBERS_PER_MESSAGE,
+    UNCLAIMED_PER_MESSAGE, WANTED_KEYS_MAX,
 };
-use level_replicator_core::message::{Heads, Message};
+use level_replicator_core::message::{ClusterNews, Heads, Message};
+use level_replicator_core::record::Key;
 
 use crate::record;
 use crate::seeds;
@@ -35,7 +38,7 @@ pub fn run(input: &[u8]) -> Outcome {
     let size = payload.len();
     match Message::decode(Frame { kind, payload }) {
         Err(error) => Outcome::refused(match kind {
-            1..=11 => format!("{kind}: {}", decode_error_name(&error)),
+            1..=19 => format!("{kind}: {}", decode_error_name(&error)),
             _ => "another kind".to_owned(),
         }),
         Ok(message) => {
@@ -55,6 +58,12 @@ fn name(message: &Message) -> String {
         Message::Writers(descriptors) => descriptors.len(),
         Message::Claim { unclaimed } => unclaimed.len(),
         Message::Addresses(addresses) => addresses.len(),
+        Message::Cluster(news) => news.members.len(),
+        Message::Floor { heads, .. } => heads.0.len(),
+        Message::List(List::Items { hashes, .. }) => hashes.len(),
+        Message::Absent(places) => places.len(),
+        Message::Want(keys) => keys.len(),
+        Message::Chains(chains) => chains.len(),
         _ => 1,
     };
     format!("{} of {}", &text[..end.unwrap_or(text.len())], count.min(5))
@@ -85,9 +94,59 @@ fn check(message: &Message, size: usize) {
                 assert!(address.as_str().len() <= ADDRESS_BYTES_MAX, "long address");
             }
         }
-        Message::Fragment { .. } | Message::Yield { .. } | Message::Busy { .. } | Message::Bye => {}
+        Message::Cluster(news) => return check_cluster(news, size),
+        Message::Floor { heads, .. } => check_heads(heads, size),
+        Message::Plan(plan) => check_bound(Some(&plan.start).into_iter().chain(&plan.end)),
+        Message::Start(Start::From(key)) => check_bound([key]),
+        Message::Range(range) => check_bound(&range.end),
+        Message::List(List::Items { end, hashes }) => {
+            assert!(hashes.len() <= 4 * LIST_ITEMS_MAX, "a long list");
+            check_bound(end);
+        }
+        Message::Chains(chains) => {
+            assert!(chains.len() <= HEADS_PER_MESSAGE, "many chains");
+        }
+        Message::Absent(places) => assert!(places.len() <= 4 * LIST_ITEMS_MAX, "many places"),
+        Message::Want(keys) => {
+            assert!(keys.len() <= WANTED_KEYS_MAX, "many keys");
+            assert!(
+                keys.iter().all(|key| key.len() <= KEY_BYTES_MAX),
+                "a long key"
+            );
+        }
+        Message::Start(Start::Refused)
+        | Message::List(List::Same)
+        | Message::Fragment { .. }
+        | Message::Yield { .. }
+        | Message::Busy { .. }
+        | Message::TellAll
+        | Message::Bye => {}
     }
     assert_eq!(&said_again(message), message, "a message said again");
+}
+
+/// Checks keys at which ranges end: one byte longer than any key.
+fn check_bound<'a>(keys: impl IntoIterator<Item = &'a Key>) {
+    for key in keys {
+        assert!(key.len() <= KEY_BYTES_MAX + 1, "a bound too long");
+    }
+}
+
+/// A cut that ranges overlap in is told in another way again, so only what it says must stay.
+fn check_cluster(news: &ClusterNews, size: usize) {
+    assert!(news.members.len() <= MEMBERS_PER_MESSAGE, "many members");
+    assert!(news.epoch.acks.len() <= MEMBERS_MAX, "many agreements");
+    let ranges: usize = news
+        .epoch
+        .cut
+        .iter()
+        .map(|(_, known)| known.ahead_len())
+        .sum();
+    assert!(ranges <= size / 2, "more ranges than bytes");
+    let Message::Cluster(again) = said_again(&Message::Cluster(news.clone())) else {
+        panic!("another message came back");
+    };
+    assert_eq!(&again, news, "members and an epoch said again");
 }
 
 /// The message after a way through a frame.

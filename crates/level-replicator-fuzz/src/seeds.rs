@@ -1,7 +1,9 @@
 //! What real replicas say and store, to begin from.
 
 use std::collections::VecDeque;
+use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use level_replicator_core::address::Address;
@@ -11,7 +13,9 @@ use level_replicator_core::frame::{Frame, FrameReader, FrameWriter};
 use level_replicator_core::record::Op;
 use level_replicator_core::replica::{Input, Output, Replica};
 use level_replicator_core::session::LinkId;
+use level_replicator_core::state::scan_tally;
 use level_replicator_core::storage::memory::MemoryStorage;
+use level_replicator_core::storage::{Batch, Storage, Table};
 use level_replicator_core::writers::{Descriptor, Writers};
 
 use crate::{disk, record};
@@ -26,7 +30,7 @@ macro_rules! golden {
     };
 }
 
-const FRAMES: [&str; 13] = [
+const FRAMES: [&str; 22] = [
     golden!("frame_plain"),
     golden!("frame_compressed"),
     golden!("message_hello"),
@@ -40,6 +44,15 @@ const FRAMES: [&str; 13] = [
     golden!("message_addresses"),
     golden!("message_busy"),
     golden!("message_bye"),
+    golden!("message_cluster"),
+    golden!("message_floor"),
+    golden!("message_plan"),
+    golden!("message_start"),
+    golden!("message_range"),
+    golden!("message_list"),
+    golden!("message_list-same"),
+    golden!("message_absent"),
+    golden!("message_want"),
 ];
 
 const ROWS: [&str; 3] = [
@@ -82,7 +95,7 @@ pub(crate) fn writers() -> Writers {
 
 /// Whole streams, one way each: those of a conversation, and every golden frame.
 pub(crate) fn streams() -> Vec<Vec<u8>> {
-    let said = conversation().said.into_iter().map(|frames| {
+    let said = said().into_iter().map(|frames| {
         let mut writer = FrameWriter::default();
         for frame in frames {
             writer.push(frame.kind, &frame.payload);
@@ -96,7 +109,7 @@ pub(crate) fn streams() -> Vec<Vec<u8>> {
 pub(crate) fn messages() -> Vec<Vec<u8>> {
     let golden = FRAMES.map(unhex).into_iter();
     let golden = golden.flat_map(|stream| frames(&stream, 0));
-    let said = conversation().said.into_iter().flatten();
+    let said = said().into_iter().flatten();
     said.chain(golden)
         .map(|frame| [&[frame.kind], &frame.payload[..]].concat())
         .collect()
@@ -128,8 +141,9 @@ pub(crate) fn records() -> Vec<Vec<u8>> {
 }
 
 pub(crate) fn disks() -> Vec<Vec<u8>> {
-    let conversation = conversation();
-    conversation.disks.iter().map(disk::rows_of).collect()
+    let all = conversations();
+    let disks = all.iter().flat_map(|conversation| &conversation.disks);
+    disks.map(disk::rows_of).collect()
 }
 
 pub(crate) fn announcements() -> Vec<Vec<u8>> {
@@ -158,13 +172,81 @@ fn op(key: u8, value: Option<&[u8]>) -> Op {
     }
 }
 
+/// What each side said in every conversation.
+pub(crate) fn said() -> Vec<Vec<Frame>> {
+    conversations()
+        .into_iter()
+        .flat_map(|conversation| conversation.said)
+        .collect()
+}
+
+/// Two that exchange all; a newcomer that is healed, and one that is healed again, as it missed an
+/// epoch; two of whom one has lost a value.
+fn conversations() -> Vec<Conversation> {
+    let first = conversation();
+    let [_, _, mine, theirs] = &first.disks[..] else {
+        panic!("two replicas have two disks each");
+    };
+    let heal = talk_on([mine.fork(), MemoryStorage::new()], 30);
+    let behind = talk_on([heal.disks[2].fork(), first.disks[1].fork()], 40);
+    let poor = theirs.fork();
+    let mut batch = Batch::default();
+    let entries = poor
+        .snapshot()
+        .range(Table::Data, Bound::Unbounded, Bound::Unbounded);
+    for entry in entries.take(2) {
+        let (key, _) = entry.expect("memory reads all");
+        batch.remove(Table::Data, key);
+    }
+    batch.remove(Table::Meta, Bytes::from_static(b"tally"));
+    poor.commit(batch).expect("memory takes all");
+    let scrub = talk_on([mine.fork(), poor], 50);
+    vec![first, heal, behind, scrub]
+}
+
+/// What two replicas say to each other that find these disks.
+fn talk_on(disks: [MemoryStorage; 2], seed: u64) -> Conversation {
+    let replicas = [0, 1].map(|side| open(&disks[side], seed + side as u64));
+    let mut pair = Pair::new(replicas, NOW);
+    for side in 0..2 {
+        for _ in 0..4 {
+            pair.talk();
+        }
+        pair.write(side, &[op(7, Some(b"more")), op(3 + side as u8, None)]);
+    }
+    for _ in 0..4 {
+        pair.talk();
+    }
+    pair.end(disks)
+}
+
+/// A replica that reclaims soon.
+fn open(disk: &MemoryStorage, seed: u64) -> Replica {
+    let config = Config {
+        reclaim_interval: Duration::from_millis(200),
+        linger: Duration::from_secs(60),
+        ..Config::default()
+    };
+    let mut replica =
+        Replica::open(Arc::new(disk.clone()), config, seed, NOW).expect("memory opens");
+    scan(&mut replica);
+    replica
+}
+
+/// Sums up all records, as a program does in the background.
+pub(crate) fn scan(replica: &mut Replica) {
+    let state = replica.state_mut();
+    let start = state.begin_scan();
+    let scanned = scan_tally(&*state.storage().snapshot(), state.writers(), || true);
+    if let Ok(Some(tally)) = scanned {
+        state.end_scan(tally, start);
+    }
+}
+
 /// Two replicas that wrote before, in two processes each, meet, exchange all, and go on writing.
 pub(crate) fn conversation() -> Conversation {
     let disks = [MemoryStorage::new(), MemoryStorage::new()];
-    let open = |side: usize, seed: u64| {
-        let disk = Arc::new(disks[side].clone());
-        Replica::open(disk, Config::default(), seed, NOW).expect("memory opens")
-    };
+    let open = |side: usize, seed: u64| open(&disks[side], seed);
     for side in 0..2 {
         let mut before = open(side, 10 + side as u64);
         let ops = [
@@ -191,19 +273,7 @@ pub(crate) fn conversation() -> Conversation {
         );
         pair.talk();
     }
-    let mut held: Vec<MemoryStorage> = disks.iter().map(MemoryStorage::fork).collect();
-    for replica in &mut pair.replicas {
-        replica.state_mut().close().expect("memory takes all");
-    }
-    held.extend(disks);
-    let said = [0, 1].map(|side| {
-        let listener = pair.replicas[1 - side].instance();
-        frames(&pair.streams[side], listener)
-    });
-    Conversation {
-        said: said.into(),
-        disks: held,
-    }
+    pair.end(disks)
 }
 
 /// Two replicas with one link between them.
@@ -235,6 +305,23 @@ impl Pair {
             .expect("memory takes all");
     }
 
+    /// Closes both, and tells what they said and held, while they ran and afterwards.
+    fn end(mut self, disks: [MemoryStorage; 2]) -> Conversation {
+        let mut held: Vec<MemoryStorage> = disks.iter().map(MemoryStorage::fork).collect();
+        for replica in &mut self.replicas {
+            replica.state_mut().close().expect("memory takes all");
+        }
+        held.extend(disks);
+        let said = [0, 1].map(|side| {
+            let listener = self.replicas[1 - side].instance();
+            frames(&self.streams[side], listener)
+        });
+        Conversation {
+            said: said.into(),
+            disks: held,
+        }
+    }
+
     /// Half a second of talk.
     pub(crate) fn talk(&mut self) {
         for _ in 0..10 {
@@ -249,17 +336,23 @@ impl Pair {
 
     fn deliver(&mut self) {
         let mut wire = VecDeque::new();
+        let mut deliveries = 0;
         loop {
             for side in 0..2 {
                 while let Some(output) = self.replicas[side].poll_output() {
-                    if let Output::Send(_, bytes) = output {
-                        wire.push_back((1 - side, bytes));
+                    match output {
+                        Output::Send(_, bytes) => wire.push_back((1 - side, bytes)),
+                        Output::Sync => self.replicas[side].handle_input(self.now, Input::Synced),
+                        Output::Scan => scan(&mut self.replicas[side]),
+                        _ => {}
                     }
                 }
             }
             let Some((to, bytes)) = wire.pop_front() else {
                 return;
             };
+            deliveries += 1;
+            assert!(deliveries < 100_000, "two replicas talk without end");
             self.streams[1 - to].extend_from_slice(&bytes);
             let input = Input::Received(self.links[to], bytes);
             self.replicas[to].handle_input(self.now, input);

@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use level_replicator::{Db, Options, Secret};
 
 use crate::workload::ENTRY_BYTES;
-use crate::{Result, latency};
+use crate::{Result, latency, obey};
 
 /// What the other process does.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -23,6 +23,8 @@ pub(crate) enum Role {
     Answer,
     /// Sends back what it gets over a bare connection.
     Echo,
+    /// Does what it is told.
+    Obey,
 }
 
 /// A running process; dropping it lets it end.
@@ -80,6 +82,7 @@ pub(crate) fn play(role: Role, directory: Option<&Path>) -> Result<()> {
     let secret = Secret::from_hex(secret.trim_end())?;
     match role {
         Role::Echo => echo(),
+        Role::Obey => obey::play(secret, directory.ok_or("this role needs a directory")?),
         Role::Serve => {
             let db = listen(secret, directory)?;
             wait_for_end()?;

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// One measure: ours, and the baseline of the same runs.
 pub(crate) struct Row {
     /// What was measured; what it is compared with.
-    measure: &'static str,
+    measure: String,
     unit: &'static str,
     goal: &'static str,
     ours: Vec<f64>,
@@ -15,6 +15,11 @@ pub(crate) struct Row {
 
 impl Row {
     pub(crate) fn new(measure: &'static str, unit: &'static str, goal: &'static str) -> Row {
+        Row::named(measure.to_owned(), unit, goal)
+    }
+
+    /// A measure whose name says how much of what there was.
+    pub(crate) fn named(measure: String, unit: &'static str, goal: &'static str) -> Row {
         Row {
             measure,
             unit,
@@ -35,6 +40,14 @@ impl Row {
         );
         self.ours.push(ours);
         self.baseline.push(baseline);
+    }
+}
+
+impl Row {
+    /// Adds the outcome of one run that is compared with nothing.
+    pub(crate) fn add_alone(&mut self, ours: f64) {
+        eprintln!("{}: {} {}", self.measure, number(ours), self.unit);
+        self.ours.push(ours);
     }
 }
 
@@ -93,10 +106,11 @@ impl fmt::Display for Report {
         }
         writeln!(f)?;
 
-        let runs = self.rows.first().map_or(0, |row| row.ours.len());
+        let runs = self.rows.iter().map(|row| row.ours.len()).max();
+        let runs = runs.unwrap_or(0);
         writeln!(
             f,
-            "Medians of {runs} runs [least..greatest]; each ratio is of the two figures of one run. \
+            "Medians of {runs} runs, or of as many as the range shows [least..greatest]; each ratio is of the two figures of one run. \
              Keys of 16 bytes in random order, values of 100 random bytes, buffered durability, \
              encryption on."
         )?;
@@ -130,7 +144,7 @@ fn summary(values: &[f64]) -> String {
 }
 
 /// A number with about three digits that say something.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     let decimals = match value.abs() {
         0.0..0.1 => 4,
         0.1..10.0 => 2,

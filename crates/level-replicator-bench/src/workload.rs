@@ -45,3 +45,17 @@ fn with_values(keys: &[Key], seed: u64) -> impl Iterator<Item = (Key, Value)> + 
         (key, value)
     })
 }
+
+/// The key of a number in one of several spaces of keys, random as all keys are.
+pub(crate) fn numbered_key(space: u64, number: u64) -> Key {
+    let mut random = fastrand::Rng::with_seed(SEED ^ space << 48 ^ number);
+    random.u128(..).to_be_bytes()
+}
+
+/// What is written under such a key; each tag is another value.
+pub(crate) fn numbered_value(space: u64, number: u64, tag: u64) -> Value {
+    let mut random = fastrand::Rng::with_seed(SEED ^ space << 48 ^ tag << 32 ^ number);
+    let mut value = [0; size_of::<Value>()];
+    random.fill(&mut value);
+    value
+}

@@ -1,0 +1,3 @@
+//! The proofs of the bench, small: whole processes, real sockets, nothing timed.
+
+mod proofs;

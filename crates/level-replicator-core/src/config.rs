@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use crate::address::Address;
-use crate::limits::{CLUSTER_BYTES_MAX, RECORD_VALUES_MAX, VALUE_BYTES_CEILING, VALUE_BYTES_MAX};
+use crate::limits::{
+    CLUSTER_BYTES_MAX, RANGE_KEYS, RANGES_PER_REACHED, RECORD_VALUES_MAX, VALUE_BYTES_CEILING,
+    VALUE_BYTES_MAX,
+};
 
 /// Longest duration of any setting.
 const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -37,6 +40,11 @@ pub struct Config {
     pub atomic_budget: usize,
     /// Bytes of records that may be under way to a peer. Default 1 MiB.
     pub window: usize,
+    /// Keys in one range that is compared at once. Default 256.
+    pub range_keys: usize,
+    /// Ranges after which it is said how far a comparison has come, so that it can go on from there
+    /// if it is cut. Default 16.
+    pub ranges_per_reached: usize,
     /// Longest value in bytes, inclusive. Default 8 MiB, at most 64 MiB.
     pub value_bytes_max: usize,
     /// Most links at once, both ways together. Default 256.
@@ -78,6 +86,8 @@ impl Default for Config {
             round_time: Duration::from_secs(10),
             atomic_budget: 1 << 20,
             window: 1 << 20,
+            range_keys: RANGE_KEYS,
+            ranges_per_reached: RANGES_PER_REACHED,
             value_bytes_max: VALUE_BYTES_MAX,
             links_max: 256,
             backoff_min: Duration::from_millis(50),
@@ -169,6 +179,8 @@ impl Config {
             ("fanout", self.fanout),
             ("links_max", self.links_max),
             ("window", self.window),
+            ("range_keys", self.range_keys),
+            ("ranges_per_reached", self.ranges_per_reached),
         ] {
             if value == 0 {
                 return refuse(setting, "is 0: choose at least 1".to_owned());

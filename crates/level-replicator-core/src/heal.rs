@@ -5,13 +5,14 @@
 //! nothing more is said; if not it lists a hash of each of its keys, and the leader answers with the
 //! records that the list lacks and with the places of those that it does not have itself. Where the
 //! follower has nothing the leader streams without asking. So a comparison that was cut costs little
-//! when it begins again, and neither side holds more than a few ranges in memory.
+//! when it begins again, and neither side holds more than a few ranges in memory. Now and then the
+//! leader says how far everything was compared; a heal that was cut may go on from there.
 //!
 //! A *heal* makes the follower hold what the leader's clock promises; a *scrub* only finds out
 //! whether two replicas with equal clocks hold the same. After "Range-based set reconciliation"
 //! (Meyer 2022), with one level of fixed ranges: both sides read all of theirs once anyway.
 //!
-//! The rule: everything one side says comes from one snapshot of it.
+//! The rule: everything that the leader says comes from one snapshot of it.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::iter::Peekable;
@@ -21,11 +22,12 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 use crate::clock::Clock;
+use crate::config::Config;
 use crate::delta::{Piece, size_hint};
 use crate::limits::{
-    FRAME_PAYLOAD_MAX, LIST_ITEMS_MAX, RANGE_BYTES, RANGE_KEYS, RANGES_PENDING,
-    RECORDS_FRAME_TARGET,
+    FRAME_PAYLOAD_MAX, LIST_ITEMS_MAX, RANGE_BYTES, RANGES_PENDING, RECORDS_FRAME_TARGET,
 };
+use crate::mistake::{Mistake, is_planted};
 use crate::packing::RecordsEncoder;
 use crate::record::{Key, Record, content_hash};
 use crate::state::{StateError, read_record};
@@ -57,11 +59,23 @@ pub struct Plan {
     pub end: Option<Key>,
 }
 
+impl Plan {
+    /// Whether it is for all keys.
+    pub fn is_of_all(&self) -> bool {
+        self.start.is_empty() && self.end.is_none()
+    }
+}
+
 /// What the follower says to a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
-    /// Go ahead. From this key on nothing is here, so records may be sent at once.
-    From(Key),
+    /// Go ahead.
+    From {
+        /// Where to begin: what comes before was compared in a heal that was cut.
+        start: Key,
+        /// From this key on nothing is here, so records may be sent at once.
+        direct: Key,
+    },
     /// Not now: something else is being taken in, or things are not as they have to be.
     Refused,
 }
@@ -96,30 +110,29 @@ pub enum List {
 pub struct OutOfOrder;
 
 /// How records are seen in a comparison.
-#[derive(Clone)]
-pub struct View {
+#[derive(Debug, Clone)]
+struct Glasses {
     purpose: Purpose,
     seed: u64,
     /// The leader's floor: what lies below it may be stripped on one side only.
     floor: Arc<Clock>,
-    snapshot: Arc<dyn Snapshot>,
-    writers: Arc<Writers>,
 }
 
-impl View {
-    /// The view of one side's snapshot.
-    pub fn new(
-        plan: &Plan,
-        floor: Arc<Clock>,
-        snapshot: Arc<dyn Snapshot>,
-        writers: Arc<Writers>,
-    ) -> View {
-        View {
+/// One side's tables at one moment.
+#[derive(Clone)]
+pub struct View {
+    /// The tables.
+    pub snapshot: Arc<dyn Snapshot>,
+    /// The writers named in them.
+    pub writers: Arc<Writers>,
+}
+
+impl Glasses {
+    fn new(plan: &Plan, floor: Arc<Clock>) -> Glasses {
+        Glasses {
             purpose: plan.purpose,
             seed: plan.seed,
             floor,
-            snapshot,
-            writers,
         }
     }
 
@@ -161,7 +174,9 @@ impl View {
         }
         Some(xxh3_64_with_seed(&bytes, self.seed))
     }
+}
 
+impl View {
     fn entries(&self, start: &[u8], end: Option<&Key>) -> Entries {
         let end = end.map_or(Bound::Unbounded, |end| Bound::Excluded(&end[..]));
         self.snapshot
@@ -204,6 +219,8 @@ pub enum Next {
     Range(Range),
     /// Name the items of a part that are not here: their places in the list.
     Absent(Vec<u64>),
+    /// Say that everything before a key has been sent or compared.
+    Reached(Key),
     /// Wait for the follower.
     Wait,
     /// Everything was compared.
@@ -215,21 +232,35 @@ struct Announced {
     items: VecDeque<(Key, u64)>,
     /// Something in it cannot be read, so nothing can be said to be absent.
     is_damaged: bool,
+    end: Option<Key>,
 }
 
 #[derive(Default)]
 struct Answer {
     lacking: VecDeque<Key>,
     absent: Vec<u64>,
+    /// What is reached with it, if it is the last of a range.
+    reached: Option<Key>,
 }
 
 /// The side that walks and announces.
 pub struct Leader {
+    glasses: Glasses,
     view: View,
     entries: Peekable<Entries>,
+    start: Key,
     end: Option<Key>,
+    /// A part was compared before: what comes now is not all.
+    is_resumed: bool,
+    /// Before which key everything was compared, and how many ranges ago that was said.
+    reached: Option<Key>,
+    unsaid: usize,
+    range_keys: usize,
+    ranges_per_reached: usize,
     /// From where records are sent without asking, once the follower has said so.
     direct_from: Option<Key>,
+    /// Up to where ranges were announced.
+    announced_to: Key,
     /// Everything was announced or sent.
     walked: bool,
     pending: VecDeque<Announced>,
@@ -243,12 +274,20 @@ pub struct Leader {
 
 impl Leader {
     /// Begins at the start of the plan.
-    pub fn new(plan: &Plan, view: View) -> Leader {
+    pub fn new(plan: &Plan, floor: Arc<Clock>, view: View, config: &Config) -> Leader {
         Leader {
+            glasses: Glasses::new(plan, floor),
             entries: view.entries(&plan.start, plan.end.as_ref()).peekable(),
             view,
+            start: plan.start.clone(),
             end: plan.end.clone(),
+            is_resumed: false,
+            reached: None,
+            unsaid: 0,
+            range_keys: config.range_keys,
+            ranges_per_reached: config.ranges_per_reached,
             direct_from: None,
+            announced_to: plan.start.clone(),
             walked: false,
             pending: VecDeque::new(),
             answers: VecDeque::new(),
@@ -261,16 +300,28 @@ impl Leader {
 
     /// What the comparison is for.
     pub fn purpose(&self) -> Purpose {
-        self.view.purpose
+        self.glasses.purpose
     }
 
-    /// The follower is ready.
-    pub fn begin(&mut self, direct_from: Key) -> Result<(), OutOfOrder> {
-        if self.direct_from.is_some() {
+    /// The follower is ready. It begins where an earlier comparison has come to, if that is later.
+    pub fn begin(&mut self, start: &Key, direct_from: Key) -> Result<(), OutOfOrder> {
+        let is_beyond = self.end.as_ref().is_some_and(|end| start >= end);
+        if self.direct_from.is_some() || *start < self.start || is_beyond {
             return Err(OutOfOrder);
+        }
+        self.is_resumed = *start > self.start;
+        self.announced_to = start.clone();
+        if self.is_resumed {
+            let entries = self.view.entries(start, self.end.as_ref());
+            self.entries = entries.peekable();
         }
         self.direct_from = Some(direct_from);
         Ok(())
+    }
+
+    /// Whether the follower has begun later than planned, so that it was not told everything now.
+    pub fn is_resumed(&self) -> bool {
+        self.is_resumed
     }
 
     /// The follower cannot be compared with now.
@@ -288,6 +339,7 @@ impl Leader {
         let may_walk = self.direct_from.is_some() && !self.walked;
         self.refused
             || !self.answers.is_empty()
+            || self.may_say_reached()
             || (may_walk && !self.waits_for_lists && self.pending.len() < RANGES_PENDING)
             || (self.walked && self.pending.is_empty())
     }
@@ -297,8 +349,12 @@ impl Leader {
         let range = self.pending.front_mut().ok_or(OutOfOrder)?;
         let (end, hashes) = match list {
             List::Same => {
-                self.pending.pop_front();
+                let end = self.pending.pop_front().and_then(|range| range.end);
                 self.waits_for_lists &= !self.pending.is_empty();
+                match self.answers.back_mut() {
+                    Some(before) => before.reached = end,
+                    None => self.reach(end),
+                }
                 return Ok(());
             }
             List::Items { end, hashes } => (end, hashes),
@@ -312,8 +368,9 @@ impl Leader {
         };
         let is_damaged = range.is_damaged;
         let mine: Vec<(Key, u64)> = range.items.drain(..count).collect();
+        let mut reached = None;
         if end.is_none() {
-            self.pending.pop_front();
+            reached = self.pending.pop_front().and_then(|range| range.end);
             self.waits_for_lists &= !self.pending.is_empty();
         }
         let theirs: BTreeSet<u64> = hashes.iter().copied().collect();
@@ -330,6 +387,7 @@ impl Leader {
                 absent.collect()
             },
             lacking: lacking.map(|(key, _)| key).collect(),
+            reached,
         };
         self.answers.push_back(answer);
         Ok(())
@@ -363,11 +421,18 @@ impl Leader {
                 return Ok(Next::Records(Piece { payload, records }));
             }
             let absent = std::mem::take(&mut answer.absent);
-            self.answers.pop_front();
+            let reached = self.answers.pop_front().and_then(|answer| answer.reached);
+            self.reach(reached);
             return Ok(Next::Absent(absent));
         }
         if self.refused {
             return Ok(Next::Done);
+        }
+        if self.may_say_reached()
+            && let Some(key) = self.reached.take()
+        {
+            self.unsaid = 0;
+            return Ok(Next::Reached(key));
         }
         let Some(direct_from) = self.direct_from.clone() else {
             return Ok(Next::Wait);
@@ -376,7 +441,7 @@ impl Leader {
             let is_done = self.pending.is_empty();
             return Ok(if is_done { Next::Done } else { Next::Wait });
         }
-        if self.is_at(&direct_from)? {
+        if self.announced_to >= direct_from {
             self.waits_for_lists = !self.pending.is_empty();
             if self.waits_for_lists {
                 return Ok(Next::Wait);
@@ -395,19 +460,26 @@ impl Leader {
         self.next_range(&direct_from).map(Next::Range)
     }
 
+    /// A range is settled.
+    fn reach(&mut self, end: Option<Key>) {
+        if end.is_some() {
+            self.reached = end;
+            self.unsaid += 1;
+        }
+    }
+
+    /// Whether to say how far everything has come: not behind what could not be read.
+    fn may_say_reached(&self) -> bool {
+        let is_whole = self.damage.is_none() || is_planted(Mistake::ReachedOverDamage);
+        self.glasses.purpose == Purpose::Heal
+            && self.reached.is_some()
+            && self.unsaid >= self.ranges_per_reached
+            && is_whole
+    }
+
     /// What could not be read, if anything: then the follower lacks something that was not sent.
     pub fn take_damage(&mut self) -> Option<StateError> {
         self.damage.take()
-    }
-
-    /// Whether the walk has come to a key, or to its end.
-    fn is_at(&mut self, key: &Key) -> Result<bool, StorageError> {
-        match self.entries.peek() {
-            // A range must be announced up to where the follower has nothing any more.
-            None => Ok(false),
-            Some(Ok((next, _))) => Ok(next >= key),
-            Some(Err(error)) => Err(error.clone()),
-        }
     }
 
     fn next_range(&mut self, direct_from: &Key) -> Result<Range, StateError> {
@@ -418,20 +490,26 @@ impl Leader {
                 None => Some(self.end.clone()),
                 Some(Err(error)) => return Err(error.clone().into()),
                 Some(Ok((key, _))) => {
-                    let full = items.items.len() >= RANGE_KEYS || bytes >= RANGE_BYTES;
-                    let direct = key >= direct_from;
-                    (full || direct).then(|| Some(key.clone()))
+                    let full = items.items.len() >= self.range_keys || bytes >= RANGE_BYTES;
+                    let end = if key < direct_from { key } else { direct_from };
+                    (full || key >= direct_from).then(|| Some(end.clone()))
                 }
             };
             if let Some(end) = at_end {
                 self.walked = self.entries.peek().is_none();
+                if let Some(end) = &end {
+                    self.announced_to = end.clone();
+                }
                 let range = Range {
                     end,
                     count: items.items.len() as u64,
                     fingerprint: items.fingerprint(),
                 };
-                let items = items.items.into();
-                self.pending.push_back(Announced { items, is_damaged });
+                self.pending.push_back(Announced {
+                    items: items.items.into(),
+                    is_damaged,
+                    end: range.end.clone(),
+                });
                 return Ok(range);
             }
             let Some(entry) = self.entries.next() else {
@@ -441,7 +519,7 @@ impl Leader {
             bytes += key.len() + row.len();
             match read_record(Some(row), &key, &self.view.writers) {
                 Ok(record) => {
-                    if let Some(hash) = self.view.item(&key, &record) {
+                    if let Some(hash) = self.glasses.item(&key, &record) {
                         items.push(key, hash);
                     }
                 }
@@ -456,7 +534,9 @@ impl Leader {
     fn direct_piece(&mut self) -> Result<Option<Piece>, StateError> {
         let mut encoder = RecordsEncoder::default();
         let mut records = 0;
-        while encoder.len() < RECORDS_FRAME_TARGET && encoder.has_room_for_key() {
+        let mut last = None;
+        let most = self.range_keys.saturating_mul(self.ranges_per_reached) as u64;
+        while encoder.len() < RECORDS_FRAME_TARGET && encoder.has_room_for_key() && records < most {
             let next = match self.held_over.take() {
                 Some(record) => Some(record),
                 None => self.next_record()?,
@@ -470,6 +550,11 @@ impl Leader {
             }
             encoder.push(&key, &record);
             records += 1;
+            last = Some(key);
+        }
+        if let Some(last) = last {
+            self.reached = Some(after(&last));
+            self.unsaid = self.ranges_per_reached;
         }
         Ok((records > 0).then(|| Piece {
             payload: encoder.finish(),
@@ -481,7 +566,7 @@ impl Leader {
         for entry in self.entries.by_ref() {
             let (key, row) = entry?;
             match read_record(Some(row), &key, &self.view.writers) {
-                Ok(record) if self.view.item(&key, &record).is_some() => {
+                Ok(record) if self.glasses.item(&key, &record).is_some() => {
                     return Ok(Some((key, record)));
                 }
                 Ok(_) => {}
@@ -497,9 +582,10 @@ struct Part {
     keys: Vec<Key>,
 }
 
-/// The side that looks and lists.
+/// The side that looks and lists. What it has is looked at when it is asked for: what is written here
+/// meanwhile is no part of what the leader's clock promises.
 pub struct Follower {
-    view: View,
+    glasses: Glasses,
     /// Where the first range that is not answered begins, or the rest of it.
     at: Key,
     end: Option<Key>,
@@ -509,44 +595,63 @@ pub struct Follower {
     is_over: bool,
     /// The keys of the records that have come for the first part.
     came: BTreeSet<Key>,
+    is_resumed: bool,
+    /// From which key on nothing was here, and whether records from there on have come.
+    direct_from: Option<Key>,
+    is_direct: bool,
+}
+
+/// The least key after another.
+fn after(key: &Key) -> Key {
+    let mut after = key.to_vec();
+    after.push(0);
+    after.into()
 }
 
 impl Follower {
-    /// Begins at the start of the plan.
-    pub fn new(plan: &Plan, view: View) -> Follower {
+    /// Begins at the start of the plan, or where an earlier comparison has come to.
+    pub fn new(plan: &Plan, resume: Option<Key>, floor: Arc<Clock>) -> Follower {
         Follower {
-            view,
-            at: plan.start.clone(),
+            glasses: Glasses::new(plan, floor),
+            is_resumed: resume.is_some(),
+            at: resume.unwrap_or_else(|| plan.start.clone()),
             end: plan.end.clone(),
             ranges: VecDeque::new(),
             parts: VecDeque::new(),
             is_over: false,
             came: BTreeSet::new(),
+            direct_from: None,
+            is_direct: false,
         }
     }
 
     /// What the comparison is for.
     pub fn purpose(&self) -> Purpose {
-        self.view.purpose
+        self.glasses.purpose
     }
 
     /// What the leader's floor was when the comparison began.
     pub fn floor(&self) -> Arc<Clock> {
-        Arc::clone(&self.view.floor)
+        Arc::clone(&self.glasses.floor)
     }
 
-    /// From which key on nothing is here.
-    pub fn direct_from(&self) -> Result<Key, StorageError> {
-        let mut entries = self.view.entries(&self.at, self.end.as_ref());
-        match entries.next_back() {
-            None => Ok(self.at.clone()),
-            Some(entry) => {
-                // The least key after the last one.
-                let mut after = entry?.0.to_vec();
-                after.push(0);
-                Ok(after.into())
-            }
-        }
+    /// Whether it goes on where an earlier comparison was cut.
+    pub fn is_resumed(&self) -> bool {
+        self.is_resumed
+    }
+
+    /// How to begin.
+    pub fn start(&mut self, view: &View) -> Result<Start, StorageError> {
+        let last = view
+            .entries(&self.at, self.end.as_ref())
+            .next_back()
+            .transpose()?;
+        let direct = last.map_or_else(|| self.at.clone(), |(key, _)| after(&key));
+        self.direct_from = Some(direct.clone());
+        Ok(Start::From {
+            start: self.at.clone(),
+            direct,
+        })
     }
 
     /// The leader announced a range.
@@ -561,7 +666,8 @@ impl Follower {
             (Some(last), Some(end)) => last < end && self.end.as_ref().is_none_or(|all| end <= all),
             (Some(_), None) => true,
         };
-        if full || !follows || self.is_over {
+        // What was sent without asking is here by now, and would be taken for what the leader lacks.
+        if full || !follows || self.is_over || self.is_direct {
             return Err(OutOfOrder);
         }
         self.is_over = range.end.is_none();
@@ -570,7 +676,7 @@ impl Follower {
     }
 
     /// What to say of the next range, or of the next part of it; `None` until more has come.
-    pub fn next_list(&mut self) -> Result<Option<List>, StateError> {
+    pub fn next_list(&mut self, view: &View) -> Result<Option<List>, StateError> {
         if self.parts.len() >= RANGES_PENDING {
             return Ok(None);
         }
@@ -583,7 +689,7 @@ impl Follower {
         let most = LIST_ITEMS_MAX
             .max(told.saturating_add(1))
             .min(4 * LIST_ITEMS_MAX);
-        let (items, rest) = self.items(bounded.as_ref(), most)?;
+        let (items, rest) = self.items(view, bounded.as_ref(), most)?;
         let is_same = rest.is_none()
             && items.items.len() as u64 == range.count
             && items.fingerprint() == range.fingerprint;
@@ -604,16 +710,21 @@ impl Follower {
 
     /// The items from where we are to the end of the range, or so many of them; and with which key
     /// the rest begins.
-    fn items(&self, end: Option<&Key>, most: usize) -> Result<(Items, Option<Key>), StateError> {
+    fn items(
+        &self,
+        view: &View,
+        end: Option<&Key>,
+        most: usize,
+    ) -> Result<(Items, Option<Key>), StateError> {
         let mut items = Items::default();
-        for entry in self.view.entries(&self.at, end) {
+        for entry in view.entries(&self.at, end) {
             let (key, row) = entry?;
             if items.items.len() >= most || items.key_bytes >= 16 * RANGE_BYTES {
                 return Ok((items, Some(key)));
             }
-            match read_record(Some(row), &key, &self.view.writers) {
+            match read_record(Some(row), &key, &view.writers) {
                 Ok(record) => {
-                    if let Some(hash) = self.view.item(&key, &record) {
+                    if let Some(hash) = self.glasses.item(&key, &record) {
                         items.push(key, hash);
                     }
                 }
@@ -627,6 +738,9 @@ impl Follower {
 
     /// Records of the leader have come.
     pub fn note_records(&mut self, records: &[(Key, Record)]) {
+        let direct_from = self.direct_from.as_ref();
+        self.is_direct |=
+            (records.iter()).any(|(key, _)| direct_from.is_some_and(|from| key >= from));
         if let Some(part) = self.parts.front() {
             let listed = records
                 .iter()

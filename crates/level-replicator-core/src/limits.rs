@@ -87,7 +87,7 @@ pub const MEMBERS_MAX: usize = 4_096;
 /// Members named by one `Cluster` message: keeps it well below a frame.
 pub const MEMBERS_PER_MESSAGE: usize = 1_024;
 
-/// Keys in one range that is compared at once. A fingerprint of one range costs about forty bytes,
+/// Keys in one range that is compared at once, unless an option changes it. A fingerprint of one range costs about forty bytes,
 /// a range that differs eight bytes for each of its keys.
 pub const RANGE_KEYS: usize = 256;
 
@@ -96,6 +96,17 @@ pub const RANGE_BYTES: usize = 64 << 10;
 
 /// Ranges that wait for the peer's answer: enough to keep both sides at work over a slow line.
 pub const RANGES_PENDING: usize = 32;
+
+/// Ranges that are settled before the leader says so, unless an option changes it: it costs about twenty
+/// bytes, and what was not said is compared again after a cut.
+pub const RANGES_PER_REACHED: usize = 16;
+
+/// Bytes that a peer sends in one round, about, between two times that the storage is asked to let go of
+/// what it gathers in memory: bounds its memory, and what the next open finds in its journal.
+pub const RELIEVE_BYTES: usize = 8 << 20;
+
+/// How often the leader says so before a follower that has nothing to write writes that down.
+pub const REACHED_PER_COMMIT: usize = 4;
 
 /// Items of one range that its receiver lists at once; it lists more in several parts.
 pub const LIST_ITEMS_MAX: usize = 1_024;

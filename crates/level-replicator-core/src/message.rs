@@ -97,6 +97,8 @@ pub enum Message {
     Chains(Vec<(WriterId, Dot)>),
     /// I do not know the parents that you named: tell your clock with nothing left out.
     TellAll,
+    /// Everything before this key has been sent or compared.
+    Reached(Key),
 }
 
 /// What a replica knows of members and the epoch, or a piece of it.
@@ -203,6 +205,7 @@ mod kind {
     pub(super) const WANT: u8 = 19;
     pub(super) const CHAINS: u8 = 20;
     pub(super) const TELL_ALL: u8 = 21;
+    pub(super) const REACHED: u8 = 22;
 }
 
 const CLOCK_ASKS: u8 = 1;
@@ -309,9 +312,10 @@ impl Message {
             Message::Start(start) => {
                 match start {
                     Start::Refused => out.push(0),
-                    Start::From(key) => {
+                    Start::From { start, direct } => {
                         out.push(1);
-                        put_prefixed(out, key);
+                        put_prefixed(out, start);
+                        put_prefixed(out, direct);
                     }
                 }
                 kind::START
@@ -353,6 +357,10 @@ impl Message {
                 kind::CHAINS
             }
             Message::TellAll => kind::TELL_ALL,
+            Message::Reached(key) => {
+                put_prefixed(out, key);
+                kind::REACHED
+            }
         }
     }
 
@@ -367,6 +375,7 @@ impl Message {
                 | Message::Plan(_)
                 | Message::Range(_)
                 | Message::Absent(_)
+                | Message::Reached(_)
         )
     }
 
@@ -444,7 +453,10 @@ impl Message {
             }),
             kind::START => Message::Start(match decode_bool(&mut reader, "start")? {
                 false => Start::Refused,
-                true => Start::From(reader.prefixed(KEY_BYTES_MAX + 1)?),
+                true => Start::From {
+                    start: reader.prefixed(KEY_BYTES_MAX + 1)?,
+                    direct: reader.prefixed(KEY_BYTES_MAX + 1)?,
+                },
             }),
             kind::RANGE => Message::Range(Range {
                 count: reader.varint()?,
@@ -486,6 +498,7 @@ impl Message {
                 Message::Chains(chains.collect::<Result<_, DecodeError>>()?)
             }
             kind::TELL_ALL => Message::TellAll,
+            kind::REACHED => Message::Reached(reader.prefixed(KEY_BYTES_MAX + 1)?),
             _ => {
                 return Err(DecodeError::Invalid {
                     what: "message kind",

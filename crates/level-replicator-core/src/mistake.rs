@@ -145,6 +145,16 @@ mistakes! {
     StripByOwnClock = "strip-by-own-clock",
     /// Replicas whose heal is unfinished are compared as if they held the same.
     ScrubHalfHealed = "scrub-half-healed",
+    /// A heal that was cut is gone on with by a peer that knows less than the one that began it.
+    ResumedByAnybody = "resumed-by-anybody",
+    /// What comes from others between two parts of a heal does not end it.
+    ProgressKept = "progress-kept",
+    /// A heal that was gone on with makes all known that its last sender knows.
+    ResumedClaimsAll = "resumed-claims-all",
+    /// After a heal that was gone on with no half of a batch is expected.
+    ResumedIsWhole = "resumed-is-whole",
+    /// A leader says that everything has been compared though it could not read all of it.
+    ReachedOverDamage = "reached-over-damage",
     /// A push calls its author's batches whole though parts of them have been replaced.
     WholeThoughReplaced = "whole-though-replaced",
 }

@@ -137,11 +137,16 @@ pub struct Replica {
     healing: Option<LinkId>,
     /// When somebody was last heard of who could make known what is wanted, in steady microseconds.
     healer_us: u64,
+    /// Who knows all that is wanted, and yet cannot help: a record here that cannot be read may hold what
+    /// they do not know.
+    helpless: BTreeSet<ReplicaId>,
     epochs: EpochTimes,
     /// What the ends of our links were called lately, to know a link to ourselves.
     tokens: VecDeque<u64>,
     damaged_keys: BTreeSet<Key>,
     log_is_damaged: bool,
+    /// When what is damaged or half done may be mended, in steady microseconds.
+    mend_us: u64,
     wants_scan: bool,
     /// When a reclaiming step is due, in steady microseconds.
     reclaim_us: u64,
@@ -185,10 +190,12 @@ impl Replica {
             damage_told: None,
             healing: None,
             healer_us: now.steady_us,
+            helpless: BTreeSet::new(),
             epochs: EpochTimes::new(now),
             tokens: VecDeque::new(),
             damaged_keys: BTreeSet::new(),
             log_is_damaged: false,
+            mend_us: now.steady_us,
             wants_scan: false,
             reclaim_us: now.steady_us,
             agreed_us: None,
@@ -198,9 +205,7 @@ impl Replica {
             let event = Event::Rebuilt { damage };
             replica.outputs.push_back(Output::Event(event));
         }
-        if replica.state.tally().is_none() {
-            replica.outputs.push_back(Output::Scan);
-        }
+        replica.wants_scan = replica.state.tally().is_none();
         replica.note_commit(now);
         Ok(replica)
     }
@@ -654,19 +659,28 @@ impl Replica {
         };
         // What came of a round that was cut can be kept: its dots become holes.
         let is_refused = session.heals_elsewhere && !is_planted(Mistake::HealBesideOthers);
-        let may_come = session.healing_floor().is_some()
-            || (self.adopt_floor(&mut session).is_ok() && session.floor_is_adopted);
+        let heals = session.healing_floor().is_some();
+        let reached = session.reached();
+        let reach = match heals {
+            true => Reach::Heal {
+                to: reached.as_ref(),
+            },
+            false => Reach::Part,
+        };
+        let may_come =
+            heals || (self.adopt_floor(&mut session).is_ok() && session.floor_is_adopted);
         if !is_refused
             && may_come
             && let Some((records, context)) = session.take_cut_round(RECORDS_FRAME_TARGET)
         {
-            let known = check_writers(self.state.writers(), &records, None);
+            let claimed = reached.is_some().then_some(&*context);
+            let known = check_writers(self.state.writers(), &records, claimed);
             let own = self.check_own_writes(&context);
             self.traffic.received_records += records.len() as u64;
             if known.is_ok()
                 && check_dots(&records).is_ok()
                 && own.is_ok()
-                && let Ok(joined) = self.join(now, records, &context, Reach::Part)
+                && let Ok(joined) = self.join(now, records, &context, reach)
             {
                 if let Some(replica) = session.replica()
                     && !is_planted(Mistake::CutRoundUntold)

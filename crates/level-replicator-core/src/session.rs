@@ -14,7 +14,10 @@ use crate::config::Config;
 use crate::delta::{Delta, Piece};
 use crate::frame::{FrameError, FrameReader, FrameWriter, WIRE_VERSION};
 use crate::heal::{Follower, Leader, OutOfOrder, Plan, Purpose, Start};
-use crate::limits::{CLOCK_RANGES_MAX, CLOCK_WRITERS_MAX, HEADS_PER_MESSAGE, MEMBERS_MAX};
+use crate::limits::{
+    CLOCK_RANGES_MAX, CLOCK_WRITERS_MAX, HEADS_PER_MESSAGE, MEMBERS_MAX, REACHED_PER_COMMIT,
+    RELIEVE_BYTES,
+};
 use crate::members::{Epoch, Members, digest, epoch_digest};
 use crate::message::{Applied, ClusterNews, Heads, Hello, Message, encode_records};
 use crate::mistake::{Mistake, is_planted};
@@ -272,6 +275,12 @@ struct Incoming {
     is_mute: bool,
     /// The peer compares instead of sending by dots.
     follower: Option<Box<Follower>>,
+    /// Before which key everything was compared, and what came of it applied or about to be.
+    reached: Option<Key>,
+    /// How often the peer has told so since something was applied.
+    reached_since: usize,
+    /// Bytes at which the storage is relieved again.
+    relieved_at: usize,
     fragments: Vec<u8>,
 }
 
@@ -619,9 +628,11 @@ impl Session {
         round.follower.as_deref_mut()
     }
 
-    /// Takes part in the comparison that the peer leads.
-    pub fn follow(&mut self, follower: Follower) {
+    /// Takes part in the comparison that the peer leads. In parts: what comes is applied at once,
+    /// because readers may see half of a batch anyway.
+    pub fn follow(&mut self, follower: Follower, in_parts: bool) {
         if let Some(round) = &mut self.incoming {
+            round.in_parts |= in_parts;
             round.follower = Some(Box::new(follower));
         }
     }
@@ -768,9 +779,12 @@ impl Session {
                 Ok(Step::Look)
             }
             Message::Absent(places) => self.take_absent(now, config, &places),
+            Message::Reached(key) => self.take_reached(now, key),
             Message::Start(start) => {
                 match (&mut self.outgoing, start) {
-                    (Outgoing::Comparing(_, leader), Start::From(key)) => leader.begin(key)?,
+                    (Outgoing::Comparing(_, leader), Start::From { start, direct }) => {
+                        leader.begin(&start, direct)?;
+                    }
                     (Outgoing::Comparing(_, leader), Start::Refused) => leader.refuse(),
                     // An answer to what was given up meanwhile.
                     _ => {}
@@ -824,6 +838,27 @@ impl Session {
                 Step::Nothing => Step::Look,
                 step => step,
             })
+    }
+
+    /// The leader tells how far everything has been compared. What has come and is not applied yet must
+    /// not be passed by: it would be lost with this process.
+    fn take_reached(&mut self, now: Now, key: Key) -> Result<Step, PeerError> {
+        self.news_us = now.steady_us;
+        let round = self.incoming.as_mut().ok_or(Misbehavior::NoRound)?;
+        let heals = (round.follower.as_ref()).is_some_and(|it| it.purpose() == Purpose::Heal);
+        let follows = (round.reached.as_ref()).map_or(!key.is_empty(), |before| key > *before);
+        if (!heals && !round.refused) || !follows {
+            return Err(Misbehavior::OutOfOrder.into());
+        }
+        if !round.records.is_empty() {
+            return Ok(Step::Nothing);
+        }
+        round.reached = Some(key);
+        round.reached_since += 1;
+        if round.reached_since < REACHED_PER_COMMIT || round.refused {
+            return Ok(Step::Nothing);
+        }
+        Ok(Step::Apply(round.take(), None))
     }
 
     fn update_theirs(&mut self, heads: &Heads) -> Result<(), Misbehavior> {
@@ -1003,9 +1038,33 @@ impl Session {
         (follower.purpose() == Purpose::Heal).then(|| follower.floor())
     }
 
-    /// The peer's round is over.
-    pub fn close_incoming(&mut self) {
-        self.incoming = None;
+    /// Before which key everything of the peer's heal is here, as far as it has told.
+    pub fn reached(&self) -> Option<Key> {
+        let round = self.incoming.as_ref()?;
+        round.reached.clone().filter(|_| !round.passed_over)
+    }
+
+    /// Whether so much of the peer's round was applied that the storage should let go of some.
+    pub fn is_relief_due(&mut self) -> bool {
+        let Some(round) = &mut self.incoming else {
+            return false;
+        };
+        let is_due = round.bytes >= round.relieved_at;
+        if is_due {
+            round.relieved_at = round.bytes + RELIEVE_BYTES;
+        }
+        is_due
+    }
+
+    /// Whether the peer's round is a heal that goes on where an earlier one was cut.
+    pub fn is_resumed(&self) -> bool {
+        let follower = (self.incoming.as_ref()).and_then(|round| round.follower.as_ref());
+        follower.is_some_and(|follower| follower.is_resumed())
+    }
+
+    /// The peer's round is over; answers whether a record of it was passed over.
+    pub fn close_incoming(&mut self) -> bool {
+        self.incoming.take().is_some_and(|round| round.passed_over)
     }
 
     /// What came of a round that was cut and is worth keeping.
@@ -1145,11 +1204,15 @@ impl Incoming {
             refused: false,
             is_mute: false,
             follower: None,
+            reached: None,
+            reached_since: 0,
+            relieved_at: RELIEVE_BYTES,
             fragments: Vec::new(),
         }
     }
 
     fn take(&mut self) -> Vec<(Key, Record)> {
+        self.reached_since = 0;
         std::mem::take(&mut self.records)
     }
 }

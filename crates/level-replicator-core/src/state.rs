@@ -6,9 +6,11 @@
 //! never per prefix, never before the data.
 
 mod cluster;
+mod damage;
 mod edit;
 mod floor;
 mod join;
+mod progress;
 mod promotion;
 mod reissue;
 
@@ -20,7 +22,8 @@ use bytes::Bytes;
 
 use self::cluster::Life;
 use self::edit::Edit;
-use self::floor::Reclaim;
+use self::floor::{Floors, Reclaim};
+use self::progress::Progress;
 use crate::clock::{Clock, Dot, Known, Now, ReplicaId, Stamp, VersionVector, WriterId};
 use crate::codec::{DecodeError, Reader, put_varint, seal, unseal};
 use crate::known_rows::{KnownRows, LoadError};
@@ -37,6 +40,7 @@ const META_TALLY: &[u8] = b"tally";
 const META_UNCLAIMED: &[u8] = b"unclaimed";
 const META_RECLAIM: &[u8] = b"reclaim";
 const META_PROMOTIONS: &[u8] = b"promotions";
+const META_COLLIDED: &[u8] = b"collided";
 
 /// Why a replica's state could not be read or changed. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +88,17 @@ pub struct Changed {
 pub enum Reach<'a> {
     /// Some records: half of a batch may show.
     Part,
+    /// Some records of a heal, in which the peer's snapshot has been joined up to a key, if it is told.
+    Heal {
+        /// Everything before this key.
+        to: Option<&'a Key>,
+    },
+    /// The last records of a heal that went on where another was cut: everything is here of what was known
+    /// to whoever began.
+    Resumed {
+        /// The floor of the sender.
+        floor: Option<&'a Clock>,
+    },
     /// All that one writer wrote, among others' writes.
     Writer(WriterId),
     /// Everything of a snapshot.
@@ -142,6 +157,8 @@ pub struct State {
     tally_losses: u64,
     /// Writers of whom a write was applied that no finished claim has covered yet.
     unclaimed: BTreeSet<WriterId>,
+    /// Ended writers whose name another process uses too, until all that is live of them is written again.
+    collided: BTreeSet<WriterId>,
     ghosts: u64,
     /// What everybody knows (`G` of docs/causality.md): nothing in it has a log entry.
     floor: Arc<Clock>,
@@ -149,6 +166,8 @@ pub struct State {
     wanted: Arc<Clock>,
     /// Both together: writes in it need no log entry.
     unlogged: Arc<Clock>,
+    /// How far a heal had come that was cut.
+    progress: Progress,
     reclaim: Reclaim,
     members: Members,
     lives: BTreeMap<ReplicaId, Life>,
@@ -193,13 +212,25 @@ impl State {
             }
         };
         let floors = floor::load(&*snapshot);
-        let (floor, wanted) = match floors {
+        let Floors {
+            floor,
+            wanted,
+            progress,
+        } = match floors {
             Ok(loaded) => loaded,
             Err(LoadError::Storage(error)) => return Err(error.into()),
             Err(LoadError::Decode(source)) => {
                 note(Table::Floor, source);
                 Default::default()
             }
+        };
+        // Its rows are written by a peer's word.
+        let is_described = |(writer, _)| writers.ord(writer).is_some();
+        let may_go_on = progress.clock().iter().all(is_described);
+        let progress = if may_go_on {
+            progress
+        } else {
+            Progress::default()
         };
         let (members, lives) = cluster::load_members(&*snapshot)?;
         let epoch = cluster::load_epoch(&*snapshot)?;
@@ -250,6 +281,10 @@ impl State {
         if is_planted(Mistake::UnclaimedNotKept) {
             unclaimed.clear();
         }
+        let collided = match snapshot.get(Table::Meta, META_COLLIDED)? {
+            Some(row) => decode_meta(META_COLLIDED, row, decode_writer_set)?,
+            None => BTreeSet::new(),
+        };
         let promotions = match snapshot.get(Table::Meta, META_PROMOTIONS)? {
             Some(row) => decode_meta(META_PROMOTIONS, row, |reader| reader.u64())?,
             None => 0,
@@ -282,11 +317,13 @@ impl State {
             tally_base,
             tally_losses: 0,
             unclaimed,
+            collided,
             ghosts,
             reclaim: Reclaim::new(&floor, reclaims),
             floor: Arc::new(floor),
             wanted: Arc::new(wanted),
             unlogged: Arc::new(unlogged),
+            progress,
             lives,
             cluster_digest: digest(&members, &epoch),
             members,
@@ -384,7 +421,7 @@ impl State {
     /// Stops waiting for claims that nobody can make.
     pub fn give_up_claims(&mut self) -> Result<(), StateError> {
         let mut batch = Batch::default();
-        put_unclaimed(&mut batch, &BTreeSet::new());
+        put_writer_set(&mut batch, META_UNCLAIMED, &BTreeSet::new());
         // What was wanted may have become known piece by piece, without a claim.
         let floor = self.floor_after_claim(&mut batch, None);
         self.commit(batch)?;
@@ -423,12 +460,12 @@ impl State {
     pub fn write(&mut self, now: Now, ops: &[Op], random: u64) -> Result<Written, StateError> {
         let (writer, writers) = match self.current {
             Some(writer) => (writer, Arc::clone(&self.writers)),
-            None => self.with_new_writer(WriterId(random))?,
+            None => self.with_new_writer(random)?,
         };
         let mut edit = Edit::new(self, &writers);
         let mut written = Written::default();
         let mut seq = self.clock.get(writer).map_or(0, Known::base);
-        let mut all_readable = true;
+        let mut log = None;
         let nothing = Record::default();
 
         for op in last_per_key(ops) {
@@ -437,8 +474,15 @@ impl State {
                 Ok(old) => (old, true),
                 // What was there cannot be read, so the write replaces all that is known.
                 Err(damage @ StateError::Corrupt { .. }) => {
-                    let old = self.unreadable().ok_or(damage)?;
-                    edit.forget_entries(self.entries_of(key)?);
+                    let log = match &mut log {
+                        Some(log) => log,
+                        None => {
+                            let snapshot = self.storage.snapshot();
+                            log.insert(self.scan_log(&*snapshot, ops.iter().map(Op::key))?)
+                        }
+                    };
+                    let old = self.unreadable(key, log).ok_or(damage)?;
+                    edit.forget_entries(log.entries(key));
                     (old, false)
                 }
                 Err(error) => return Err(error),
@@ -448,7 +492,6 @@ impl State {
                 Op::Delete(_) if readable && old.puts().next().is_none() => continue,
                 Op::Delete(_) => Content::Delete,
             };
-            all_readable &= readable;
             seq += 1;
             let dot = Dot { writer, seq };
             let stamp = Stamp::after(now, old.last_stamp());
@@ -495,25 +538,10 @@ impl State {
         Arc::make_mut(&mut self.clock).insert_range(writer, 1..=seq);
         self.tally_change = tally;
         self.ghosts = self.ghosts.wrapping_add(ghosts);
-        if !all_readable {
+        if log.is_some() {
             self.lose_tally();
         }
         Ok(written)
-    }
-
-    /// What stands for a record that cannot be read: nothing is left of it, and it has seen all that is
-    /// known. `None` while something is missing, which it must not seem to have seen.
-    fn unreadable(&self) -> Option<Record> {
-        let is_gapless = self.clock.iter().all(|(_, known)| known.ahead_len() == 0);
-        let is_closed = self.writers.closed_part(&self.clock) == **self.clock();
-        let bases = self
-            .clock
-            .iter()
-            .map(|(writer, known)| (writer, known.base()));
-        (is_gapless && is_closed).then(|| Record {
-            live: Vec::new(),
-            seen: bases.map(|(writer, seq)| Dot { writer, seq }).collect(),
-        })
     }
 
     /// Adds writers that a peer described; parents come before their children.
@@ -579,7 +607,8 @@ impl State {
     }
 
     /// The table of writers with one that is minted now.
-    fn with_new_writer(&self, writer: WriterId) -> Result<(WriterId, Arc<Writers>), StateError> {
+    fn with_new_writer(&self, random: u64) -> Result<(WriterId, Arc<Writers>), StateError> {
+        let writer = self.new_name(random);
         let mut writers = Writers::clone(&self.writers);
         writers.add(Descriptor {
             writer,
@@ -587,6 +616,17 @@ impl State {
             parent: self.parent,
         })?;
         Ok((writer, Arc::new(writers)))
+    }
+
+    /// A name for a new writer. A copy of this process's memory has its source of names too: what it
+    /// has used, as far as that was heard of, is passed over. Its writes would be taken for ours.
+    fn new_name(&self, random: u64) -> WriterId {
+        let mut names = fastrand::Rng::with_seed(random);
+        let mut writer = WriterId(random);
+        while self.writers.ord(writer).is_some() {
+            writer = WriterId(names.u64(..));
+        }
+        writer
     }
 
     fn commit(&mut self, mut batch: Batch) -> Result<(), StorageError> {
@@ -704,17 +744,17 @@ fn decode_writer_set(reader: &mut Reader) -> Result<BTreeSet<WriterId>, DecodeEr
     (0..count).map(|_| Ok(WriterId(reader.u64()?))).collect()
 }
 
-fn put_unclaimed(batch: &mut Batch, unclaimed: &BTreeSet<WriterId>) {
-    if unclaimed.is_empty() {
-        batch.remove(Table::Meta, META_UNCLAIMED);
+fn put_writer_set(batch: &mut Batch, key: &'static [u8], writers: &BTreeSet<WriterId>) {
+    if writers.is_empty() {
+        batch.remove(Table::Meta, key);
         return;
     }
-    let mut row = Vec::with_capacity(2 + 8 * unclaimed.len());
-    put_varint(&mut row, unclaimed.len() as u64);
-    for writer in unclaimed {
+    let mut row = Vec::with_capacity(2 + 8 * writers.len());
+    put_varint(&mut row, writers.len() as u64);
+    for writer in writers {
         row.extend_from_slice(&writer.0.to_be_bytes());
     }
-    batch.put(Table::Meta, META_UNCLAIMED, row);
+    batch.put(Table::Meta, key, row);
 }
 
 fn writer_row(ord: WriterOrd, descriptor: &Descriptor) -> (Bytes, Bytes) {

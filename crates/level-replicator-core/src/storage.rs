@@ -173,6 +173,10 @@ pub trait Storage: Send + Sync {
     /// Returns when everything committed before the call would survive a loss of power.
     fn sync(&self) -> Result<(), StorageError>;
 
+    /// Much was written that is not read again soon: a storage that gathers writes in memory may begin to
+    /// let go of them. Fails silently; nothing depends on it.
+    fn relieve(&self) {}
+
     /// Gets ready to be dropped, so that the next open is fast. Nothing is committed afterwards.
     fn close(&self) -> Result<(), StorageError> {
         self.sync()

@@ -97,7 +97,8 @@ fn check(message: &Message, size: usize) {
         Message::Cluster(news) => return check_cluster(news, size),
         Message::Floor { heads, .. } => check_heads(heads, size),
         Message::Plan(plan) => check_bound(Some(&plan.start).into_iter().chain(&plan.end)),
-        Message::Start(Start::From(key)) => check_bound([key]),
+        Message::Start(Start::From { start, direct }) => check_bound([start, direct]),
+        Message::Reached(key) => check_bound([key]),
         Message::Range(range) => check_bound(&range.end),
         Message::List(List::Items { end, hashes }) => {
             assert!(hashes.len() <= 4 * LIST_ITEMS_MAX, "a long list");

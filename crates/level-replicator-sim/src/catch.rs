@@ -75,6 +75,23 @@ fn story(mistake: Mistake) -> Option<(&'static str, &'static str)> {
             "story 38",
             include_str!("../scenarios/38_known_by_another_way.txt"),
         ),
+        Mistake::ResumedClaimsAll => ("story 42", include_str!("../scenarios/42_heal_goes_on.txt")),
+        Mistake::ProgressKept => (
+            "story 43",
+            include_str!("../scenarios/43_another_between_two_heals.txt"),
+        ),
+        Mistake::ResumedByAnybody => (
+            "story 44",
+            include_str!("../scenarios/44_healed_by_one_who_knows_less.txt"),
+        ),
+        Mistake::ResumedIsWhole => (
+            "story 45",
+            include_str!("../scenarios/45_half_a_batch_behind_a_heal.txt"),
+        ),
+        Mistake::ReachedOverDamage => (
+            "story 46",
+            include_str!("../scenarios/46_damage_behind_a_heal.txt"),
+        ),
         _ => return None,
     })
 }

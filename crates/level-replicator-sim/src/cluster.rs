@@ -145,6 +145,8 @@ pub struct Cluster {
     slow: BTreeMap<(usize, usize), u64>,
     /// What one end of an earlier link sent, to be replayed.
     recorded: Vec<Bytes>,
+    /// Who said that.
+    recorded_of: usize,
     recording: Option<(u64, usize)>,
 }
 
@@ -176,6 +178,7 @@ impl Cluster {
             cuts: BTreeSet::new(),
             slow: BTreeMap::new(),
             recorded: Vec::new(),
+            recorded_of: 0,
             recording: None,
         }
     }

@@ -180,6 +180,8 @@ pub struct Seen {
     latest: BTreeMap<Bytes, Stamp>,
     /// Keys whose records could not be read: a write replaces all that is known of them.
     unreadable: BTreeSet<Bytes>,
+    /// Keys of which half of a heal has taken every value, though the other half is yet to show why.
+    taken: BTreeSet<Bytes>,
 }
 
 /// All writes of all replicas, also of those that are lost.
@@ -222,11 +224,16 @@ impl Oracle {
     pub fn look(&self, state: &State, ops: &[Op]) -> Result<Seen, Broken> {
         let (mut pasts, mut unreadable) = (BTreeMap::new(), BTreeSet::new());
         let mut latest = BTreeMap::new();
+        let mut taken = BTreeSet::new();
         for op in ops {
             let mut past = Set::default();
             let record = state.record(op.key());
             if record.is_err() {
                 unreadable.insert(op.key().clone());
+            }
+            let holds_nothing = record.as_ref().is_ok_and(|it| it.puts().next().is_none());
+            if !state.wanted().is_empty() && holds_nothing {
+                taken.insert(op.key().clone());
             }
             if let Some(stamp) = record.as_ref().ok().and_then(Record::last_stamp) {
                 latest.insert(op.key().clone(), stamp);
@@ -257,6 +264,7 @@ impl Oracle {
             past: pasts,
             latest,
             unreadable,
+            taken,
         })
     }
 
@@ -411,10 +419,9 @@ impl Oracle {
             let past = seen.past.get(op.key()).cloned().unwrap_or_default();
             matches!(op, Op::Delete(_))
                 && !seen.unreadable.contains(op.key())
-                && self
-                    .keys
-                    .get(op.key())
-                    .is_none_or(|history| history.winner(&past).is_none())
+                && (seen.taken.contains(op.key())
+                    || (self.keys.get(op.key()))
+                        .is_none_or(|history| history.winner(&past).is_none()))
         };
         let last = ops.iter().enumerate().filter(|(index, _)| is_last(*index));
         last.map(|(_, op)| op)
@@ -523,8 +530,9 @@ impl Oracle {
         let greatest = history.live(known);
         let stale_delete = deletes
             .map(|version| version.dot)
-            // One below the floor is about to be reclaimed, whatever came after it.
-            .find(|dot| !greatest.contains(dot) && !state.floor().contains(*dot));
+            // One below somebody's floor is about to be reclaimed, and says nothing any more, whatever
+            // came after it.
+            .find(|dot| !greatest.contains(dot) && !self.floors.contains(*dot));
         if is_exact && let Some(dot) = stale_delete {
             return broken(
                 "I1",

@@ -143,14 +143,14 @@ impl Plan {
                 silently: percent(luck, 25),
                 lost: 0,
                 away_us,
-                again: again(luck),
+                again: again(luck, profile),
             },
             Kind::PowerLoss => Action::Kill {
                 node,
                 silently: percent(luck, 80),
                 lost: luck.usize(1..12),
                 away_us,
-                again: again(luck),
+                again: again(luck, profile),
             },
             Kind::Crash => Action::CrashAtCommit {
                 node,
@@ -184,10 +184,17 @@ impl Plan {
             Kind::BackUp => Action::BackUp { node },
             Kind::Restore => Action::Restore {
                 choice: luck.u64(..),
-                again: again(luck),
+                again: again(luck, profile),
             },
             Kind::Clone => Action::Clone { node },
-            Kind::Join => Action::Join { knows: node },
+            Kind::Join => Action::Join {
+                knows: node,
+                again: if profile.dies_often {
+                    again(luck, profile)
+                } else {
+                    Vec::new()
+                },
+            },
             Kind::Die => Action::Die { node },
             Kind::Clock => {
                 let second = 1_000_000;
@@ -276,6 +283,8 @@ fn config(luck: &mut fastrand::Rng, profile: &Profile) -> Config {
         relay_delay: Duration::from_millis(pick(luck, &[0, 20])),
         atomic_budget: pick(luck, &[0, 200, 100_000, 1 << 20]),
         window: pick(luck, &[1, 70_000, 1 << 20]),
+        range_keys: pick(luck, &[1, 2, 256]),
+        ranges_per_reached: pick(luck, &[1, 2, 16]),
         promote_timeout: Duration::from_millis(pick(luck, profile.promotes_ms)),
         reclaim_interval: Duration::from_millis(pick(luck, &[20, 200, 2_000])),
         reclaim_pause: Duration::from_micros(pick(luck, &[200, 20_000])),
@@ -286,8 +295,13 @@ fn config(luck: &mut fastrand::Rng, profile: &Profile) -> Config {
     }
 }
 
-fn again(luck: &mut fastrand::Rng) -> Option<u32> {
-    percent(luck, 30).then(|| luck.u32(1..6))
+/// After how many commits a process dies, once for each of the next lives.
+fn again(luck: &mut fastrand::Rng, profile: &Profile) -> Vec<u32> {
+    if profile.dies_often && percent(luck, 70) {
+        return (0..luck.u32(1..10)).map(|_| luck.u32(2..10)).collect();
+    }
+    let dies = percent(luck, 30).then(|| luck.u32(1..6));
+    dies.into_iter().collect()
 }
 
 fn pick<T: Copy>(luck: &mut fastrand::Rng, choices: &[T]) -> T {

@@ -178,7 +178,15 @@ fn describe(message: &Message) -> String {
         ),
         Message::Floor { heads, .. } => format!("floor({} heads)", heads.0.len()),
         Message::Plan(plan) => format!("plan({:?})", plan.purpose),
-        Message::Start(Start::From(key)) => format!("start({})", key.escape_ascii()),
+        Message::Start(Start::From { start, direct }) if start.is_empty() => {
+            format!("start({})", direct.escape_ascii())
+        }
+        Message::Start(Start::From { start, direct }) => format!(
+            "start({}, resumed at {})",
+            direct.escape_ascii(),
+            start.escape_ascii()
+        ),
+        Message::Reached(key) => format!("reached({})", key.escape_ascii()),
         Message::Start(Start::Refused) => "start(refused)".to_owned(),
         Message::Range(range) => format!("range({} items)", range.count),
         Message::List(List::Same) => "list(same)".to_owned(),

@@ -173,6 +173,7 @@ impl Replica {
             return Ok(false);
         };
         let (ours, clock) = (greeting.hello.clone(), Arc::clone(&greeting.clock));
+        let floor = Arc::clone(&greeting.floor);
         if ours.floor_digest == hello.floor_digest {
             session.floor_told = Arc::clone(&greeting.floor);
             session.their_floor = Arc::clone(&greeting.floor);
@@ -199,7 +200,7 @@ impl Replica {
             session.push = true;
             if ours.floor_digest != hello.floor_digest {
                 session.awaits_floor = true;
-                let floor = Arc::clone(self.state.floor());
+                // By now it may hold what the peer has never heard of.
                 session.say_floor_anyway(&floor, self.state.writers());
             }
             let is_whole = ours.whole && hello.whole || is_planted(Mistake::ScrubHalfHealed);
@@ -298,16 +299,24 @@ impl Replica {
         };
         let floor = session.healing_floor();
         let floor = floor.as_deref();
+        let reached = session.reached();
+        let part = match floor {
+            Some(_) => Reach::Heal {
+                to: reached.as_ref(),
+            },
+            None => Reach::Part,
+        };
         let reach = match &end {
             None if is_planted(Mistake::ClaimBeforeApply) => Reach::Snapshot {
                 unclaimed: &[],
                 floor: None,
             },
-            None | Some(End::Yield(None) | End::Unserved) => Reach::Part,
+            None | Some(End::Yield(None) | End::Unserved) => part,
             Some(End::Yield(Some(writer))) => Reach::Writer(*writer),
+            Some(End::Claim(_)) if session.is_resumed() => Reach::Resumed { floor },
             Some(End::Claim(unclaimed)) => Reach::Snapshot { unclaimed, floor },
         };
-        let claim = matches!(reach, Reach::Snapshot { .. });
+        let claim = matches!(reach, Reach::Snapshot { .. } | Reach::Resumed { .. });
         self.traffic.received_records += records.len() as u64;
         let news = !records.is_empty() || (claim && !self.state.clock().covers(&context));
         if news && floor.is_none() {
@@ -321,9 +330,13 @@ impl Replica {
             if self.check_own_writes(&context).is_err() {
                 self.end_collided_writer(now)?;
             }
-            check_writers(self.state.writers(), &records, claim.then_some(&context))?;
+            check_writers(self.state.writers(), &records, None)?;
             check_dots(&records)?;
             self.notice_skew(now, session, &records);
+        }
+        if claim || reached.is_some() {
+            // What is claimed, now or by a heal that goes on from here, gets rows by its writers.
+            check_writers(self.state.writers(), &[], Some(&context))?;
         }
         let nothing = Clock::default();
         let forgets = floor.is_some() && is_planted(Mistake::HealWithoutClock) && !claim;
@@ -341,6 +354,9 @@ impl Replica {
         if joined.mended > 0 {
             self.note_mended();
         }
+        if session.is_relief_due() {
+            self.state.storage().relieve();
+        }
         if let Some(damage) = joined.damage {
             if joined.passed_over {
                 session.pass_over();
@@ -348,7 +364,16 @@ impl Replica {
             self.report_damage(now, session, &damage);
         }
         if end.is_some() {
-            session.close_incoming();
+            let heals = floor.is_some();
+            if session.close_incoming() {
+                self.helpless.extend(session.replica());
+                if heals {
+                    // Else the next one would go on from there, and both would say the same again at once.
+                    self.state
+                        .forget_progress()
+                        .map_err(|error| storage_error(&error))?;
+                }
+            }
             self.end_heal(session);
             session.say_applied(self.state.clock(), false, true);
         }

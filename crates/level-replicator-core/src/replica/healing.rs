@@ -69,13 +69,11 @@ impl Replica {
     }
 
     fn begin_plan(&mut self, session: &mut Session, round: Round, plan: Plan) {
-        let view = View::new(
-            &plan,
-            Arc::clone(&round.floor),
-            Arc::clone(&round.snapshot),
-            Arc::clone(&round.writers),
-        );
-        let leader = Leader::new(&plan, view);
+        let view = View {
+            snapshot: Arc::clone(&round.snapshot),
+            writers: Arc::clone(&round.writers),
+        };
+        let leader = Leader::new(&plan, Arc::clone(&round.floor), view, &self.config);
         session.say(&Message::Plan(plan));
         session.outgoing = Outgoing::Comparing(round, Box::new(leader));
     }
@@ -102,6 +100,10 @@ impl Replica {
             }
             Next::Absent(places) => {
                 session.say(&Message::Absent(places));
+                false
+            }
+            Next::Reached(key) => {
+                session.say(&Message::Reached(key));
                 false
             }
             Next::Wait => true,
@@ -132,8 +134,13 @@ impl Replica {
         } else if damage.is_none() && !leader.is_refused() {
             let unclaimed = round.unclaimed.clone();
             session.say(&Message::Claim { unclaimed });
-            session.claimed = Arc::clone(&round.clock);
-            session.owes_claim = false;
+            session.owes_claim = leader.is_resumed();
+            if session.owes_claim {
+                // What it takes from this is what the heal that it resumed began with.
+                session.offer_by(now.steady_us);
+            } else {
+                session.claimed = Arc::clone(&round.clock);
+            }
         } else {
             let unserved = damage.is_some();
             session.say(&Message::Yield {
@@ -172,6 +179,7 @@ impl Replica {
         let context = session.context().ok_or(Misbehavior::NoRound)?;
         let floor = Arc::clone(&session.their_floor);
         let may = match plan.purpose {
+            Purpose::Heal if !plan.is_of_all() => return Err(Misbehavior::OutOfOrder.into()),
             Purpose::Heal => self.begin_heal(now, session, &context, &floor)?,
             Purpose::Scrub => {
                 let is_whole = self.state.is_whole() || is_planted(Mistake::ScrubHalfHealed);
@@ -182,14 +190,23 @@ impl Replica {
             session.say(&Message::Start(Start::Refused));
             return Ok(());
         }
-        let snapshot = self.state.storage().snapshot();
-        let writers = Arc::clone(self.state.writers());
-        let follower = Follower::new(plan, View::new(plan, floor, snapshot, writers));
-        let from = follower.direct_from();
-        let from = from.map_err(|error| storage_error(&error.into()))?;
-        session.follow(follower);
-        session.say(&Message::Start(Start::From(from)));
+        let resume = self.state.healed_to();
+        let resume = resume.filter(|_| plan.purpose == Purpose::Heal).cloned();
+        let mut follower = Follower::new(plan, resume, floor);
+        let start = follower.start(&self.view());
+        let start = start.map_err(|error| storage_error(&error.into()))?;
+        let in_parts = follower.is_resumed() || self.state.is_catching_up();
+        session.follow(follower, in_parts && plan.purpose == Purpose::Heal);
+        session.say(&Message::Start(start));
         Ok(())
+    }
+
+    /// What is here now. It is not kept: an engine may keep in memory all that was written since.
+    fn view(&self) -> View {
+        View {
+            snapshot: self.state.storage().snapshot(),
+            writers: Arc::clone(self.state.writers()),
+        }
     }
 
     /// Lets a peer heal us, unless another does.
@@ -212,7 +229,7 @@ impl Replica {
         if self.check_own_writes(context).is_err() {
             self.end_collided_writer(now)?;
         }
-        let begun = self.state.begin_heal(floor);
+        let begun = self.state.begin_heal(floor, context);
         begun.map_err(|error| storage_error(&error))?;
         self.healing = Some(session.link);
         for other in self.sessions.values_mut() {
@@ -249,9 +266,10 @@ impl Replica {
 
     /// Says what is here of the ranges that the peer has announced.
     pub(super) fn look(&mut self, session: &mut Session) -> Result<(), PeerError> {
+        let view = self.view();
         while let Some(follower) = session.follower() {
             let list = follower
-                .next_list()
+                .next_list(&view)
                 .map_err(|error| storage_error(&error))?;
             let Some(list) = list else {
                 break;
@@ -455,41 +473,59 @@ impl Replica {
         }
         self.reclaim_us = now.plus(self.config.reclaim_pause);
         if let Some(damage) = self.state.reclaim_step()? {
+            // It is looked at again as long as it cannot be read, so not at once.
+            self.reclaim_us = now.plus(self.config.idle_interval);
             self.note_damage(&damage);
             self.tell_storage_error(now, &damage);
         }
         Ok(())
     }
 
-    /// Mends the log, asks for the sums, gives up a heal that nobody can finish.
+    /// Whether the sums are to be asked for now: a heal that is not finished needs the disk more, and
+    /// nothing is compared with them before its end.
+    pub(super) fn may_scan(&self) -> bool {
+        self.wants_scan && self.state.wanted().is_empty()
+    }
+
+    /// Finishes what failed half-way, mends the log, gives up a heal that nobody can finish.
     pub(super) fn tend_health(&mut self, now: Now) -> Result<(), StateError> {
         if self.state.members().is_retired(self.state.replica()) {
             self.take_new_name(now)?;
         }
-        if self.log_is_damaged {
+        if self.state.has_collided() && self.mend_us <= now.steady_us {
+            self.reissue_collided(now)?;
+        }
+        if self.log_is_damaged && self.mend_us <= now.steady_us {
+            // All of the data is read for it, and what it cannot mend may be noticed at every hello.
+            self.mend_us = now.plus(self.config.idle_interval);
             self.state.mend_log()?;
             self.log_is_damaged = false;
             self.wants_scan = true;
         }
-        if std::mem::take(&mut self.wants_scan) {
-            self.outputs.push_back(Output::Scan);
-        }
         let wanted = Arc::clone(self.state.wanted());
         if wanted.is_empty() {
             self.healer_us = now.steady_us;
+            self.helpless.clear();
             return Ok(());
         }
-        let mut peers = self.sessions.values();
-        if self.healing.is_some() || peers.any(|peer| peer.heard && peer.theirs.covers(&wanted)) {
+        // Who could not help before does not count, though it tries again: else both would wait for ever.
+        let is_healer = |peer: &Session| {
+            let helps = !(peer.replica()).is_some_and(|peer| self.helpless.contains(&peer));
+            helps && (self.healing == Some(peer.link) || peer.heard && peer.theirs.covers(&wanted))
+        };
+        if self.sessions.values().any(is_healer) {
             self.healer_us = now.steady_us;
         }
         let alone = now.steady_us.saturating_sub(self.healer_us);
-        if alone < micros(self.config.promote_timeout) {
+        if alone < micros(self.config.promote_timeout) || self.healing.is_some() {
             return Ok(());
         }
         self.state.promote()?;
         self.wants_scan = true;
         self.healer_us = now.steady_us;
+        // What is waited for has changed.
+        self.progress_us = now.steady_us;
+        self.helpless.clear();
         let links: Vec<_> = self.sessions.keys().copied().collect();
         for link in links {
             self.leave(now, link);

@@ -63,6 +63,10 @@ impl Replica {
 
     /// Does what is due: reclaims, agrees, proposes, gives up, mends.
     pub(super) fn tend(&mut self, now: Now) {
+        if self.may_scan() {
+            self.wants_scan = false;
+            self.outputs.push_back(Output::Scan);
+        }
         let outcome = self
             .tend_epoch(now)
             .and_then(|()| self.tend_reclaiming(now))
@@ -73,6 +77,7 @@ impl Replica {
             self.reclaim_us = now.plus(EPOCH_LOOK);
             let again_us = now.plus(EPOCH_LOOK);
             let promote_us = micros(self.config.promote_timeout);
+            self.mend_us = self.mend_us.max(again_us);
             self.healer_us = self.healer_us.max(again_us.saturating_sub(promote_us));
             self.tell_storage_error(now, &error);
         }
@@ -85,12 +90,15 @@ impl Replica {
         let open = self.state.is_epoch_open();
         let look = open.then_some(self.epochs.look_us);
         let propose = self.epochs.propose_us.filter(|_| !open);
-        let promote = (!self.state.wanted().is_empty()).then(|| {
+        let promotes = !self.state.wanted().is_empty() && self.healing.is_none();
+        let promote = promotes.then(|| {
             self.healer_us
                 .saturating_add(micros(self.config.promote_timeout))
         });
-        let mend = (self.wants_scan || self.log_is_damaged).then_some(0);
-        let times = [reclaim, look, propose, promote, mend];
+        let scan = self.may_scan().then_some(0);
+        let mends = self.log_is_damaged || self.state.has_collided();
+        let mend = mends.then_some(self.mend_us);
+        let times = [reclaim, look, propose, promote, scan, mend];
         times.into_iter().flatten().min()
     }
 
@@ -316,18 +324,26 @@ impl Replica {
     /// Our writer is used by somebody else too: from now on we use another, and say with it again
     /// what is still live of ours.
     pub(super) fn end_collided_writer(&mut self, now: Now) -> Result<(), PeerError> {
-        let Some(writer) = self.state.current_writer() else {
+        if self.state.current_writer().is_none() {
             return Ok(());
-        };
+        }
         // A copy of our memory has our source of names too; what its links are called differs.
         let own = self.tokens.back().copied().unwrap_or(0);
         let seed = self.names.u64(..) ^ own ^ now.steady_us.rotate_left(32) ^ now.wall_us;
         self.names = fastrand::Rng::with_seed(seed);
+        let ended = self.state.end_collided_writer();
+        let reissued = ended.and_then(|()| self.reissue_collided(now));
+        reissued.map_err(|error| storage_error(&error))
+    }
+
+    /// Writes again what is left of writers that somebody else uses too.
+    pub(super) fn reissue_collided(&mut self, now: Now) -> Result<(), StateError> {
         let names = &mut self.names;
-        let reissued = self.state.end_collided_writer(now, &mut || names.u64(..));
-        let keys = reissued.map_err(|error| storage_error(&error))?;
-        let event = Event::WriterCollision { writer, keys };
-        self.outputs.push_back(Output::Event(event));
+        let finished = self.state.reissue_collided(now, &mut || names.u64(..))?;
+        for (writer, keys) in finished {
+            let event = Event::WriterCollision { writer, keys };
+            self.outputs.push_back(Output::Event(event));
+        }
         self.note_own_news(now);
         Ok(())
     }

@@ -81,9 +81,9 @@ impl<'a> Edit<'a> {
     }
 
     /// Removes log entries of a record that could not be read and is about to be replaced.
-    pub(super) fn forget_entries(&mut self, entries: Vec<(Bytes, Dot)>) {
+    pub(super) fn forget_entries(&mut self, entries: &[(Bytes, Dot)]) {
         for (row, _) in entries {
-            self.batch.remove(Table::Log, row);
+            self.batch.remove(Table::Log, row.clone());
         }
     }
 

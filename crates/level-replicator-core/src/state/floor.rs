@@ -12,11 +12,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::edit::Edit;
+use super::progress::Progress;
 use super::{META_RECLAIM, State, StateError};
 use crate::clock::{Clock, Known, WriterId};
 use crate::codec::{DecodeError, Reader, seal, unseal};
 use crate::known_rows::LoadError;
-use crate::limits::{RECLAIM_RECORD_COST, RECLAIM_STEP};
+use crate::limits::{KEY_BYTES_MAX, RECLAIM_RECORD_COST, RECLAIM_STEP};
 use crate::log;
 use crate::mistake::{Mistake, is_planted};
 use crate::record::{Key, Record};
@@ -24,6 +25,8 @@ use crate::storage::{Batch, Snapshot, Table};
 
 const FLOOR: u8 = 0;
 const WANTED: u8 = 1;
+pub(super) const HEALING: u8 = 2;
+pub(super) const HEALED_TO: u8 = 3;
 
 /// What is left to be reclaimed: log entries of these ranges, and the keys that wait.
 #[derive(Debug, Default)]
@@ -31,6 +34,8 @@ pub(super) struct Reclaim {
     ranges: VecDeque<(WriterId, RangeInclusive<u64>)>,
     /// The last key of [`Table::Waiting`] that was looked at; `None` if none of them is to be.
     waiting: Option<Bound<Key>>,
+    /// Something that could not be read waits, so it is looked at again.
+    met_damage: bool,
 }
 
 impl Reclaim {
@@ -74,26 +79,20 @@ impl State {
         Ok(())
     }
 
-    /// A heal begins whose end will make a floor known. From now on, and until it is covered, only
-    /// those who know all of it are served.
-    pub fn begin_heal(&mut self, theirs: &Clock) -> Result<(), StateError> {
-        if self.clock.covers(theirs) || is_planted(Mistake::HalfHealedServes) {
-            return Ok(());
-        }
+    /// A heal begins whose end will make a floor known, by a peer whose snapshot has the clock `context`.
+    /// From now on, and until the floor is covered, only those who know all of it are served.
+    pub fn begin_heal(&mut self, theirs: &Clock, context: &Clock) -> Result<(), StateError> {
         let mut wanted = Clock::clone(&self.wanted);
         let mut batch = Batch::default();
-        for (writer, known) in theirs.iter() {
-            if wanted.covers_writer(writer, known) {
-                continue;
-            }
-            let mut joined = wanted.get(writer).cloned().unwrap_or_default();
-            joined.union(known);
-            put_row(&mut batch, WANTED, writer, &joined);
-            wanted.set(writer, joined);
+        let progress = self.progress.before_heal(&mut batch, context);
+        let is_served = self.clock.covers(theirs) || is_planted(Mistake::HalfHealedServes);
+        if !is_served {
+            grow_rows(&mut batch, WANTED, &mut wanted, theirs);
         }
         if !batch.is_empty() {
             self.commit(batch)?;
         }
+        self.progress = progress;
         self.wanted = Arc::new(wanted);
         self.note_unlogged();
         Ok(())
@@ -133,15 +132,7 @@ impl State {
             return growth;
         }
         let mut floor = Clock::clone(&self.floor);
-        for (writer, known) in more.iter() {
-            if floor.covers_writer(writer, known) {
-                continue;
-            }
-            let mut joined = floor.get(writer).cloned().unwrap_or_default();
-            joined.union(known);
-            put_row(batch, FLOOR, writer, &joined);
-            floor.set(writer, joined);
-        }
+        grow_rows(batch, FLOOR, &mut floor, more);
         batch.put(Table::Meta, META_RECLAIM, Bytes::new());
         growth.floor = Some(floor);
         growth
@@ -238,8 +229,12 @@ impl State {
             }
             waiting = last.filter(|_| room == 0).map(Bound::Excluded);
         }
-        let finished = ranges.is_empty() && waiting.is_none();
-        if finished {
+        let mut met_damage = self.reclaim.met_damage || step.damage.is_some();
+        if ranges.is_empty() && waiting.is_none() && met_damage {
+            waiting = Some(Bound::Unbounded);
+            met_damage = false;
+        }
+        if ranges.is_empty() && waiting.is_none() {
             edit.batch.remove(Table::Meta, META_RECLAIM);
         }
 
@@ -252,7 +247,11 @@ impl State {
         self.commit(batch)?;
         self.tally_change = tally;
         self.ghosts = self.ghosts.wrapping_add(ghosts);
-        self.reclaim = Reclaim { ranges, waiting };
+        self.reclaim = Reclaim {
+            ranges,
+            waiting,
+            met_damage,
+        };
         Ok(step.damage)
     }
 }
@@ -302,27 +301,56 @@ impl Step {
     }
 }
 
-/// The floor, and what is wanted beyond it.
-pub(super) fn load(snapshot: &dyn Snapshot) -> Result<(Clock, Clock), LoadError> {
+/// What the table of the floor holds.
+#[derive(Debug, Default)]
+pub(super) struct Floors {
+    pub(super) floor: Clock,
+    pub(super) wanted: Clock,
+    pub(super) progress: Progress,
+}
+
+pub(super) fn load(snapshot: &dyn Snapshot) -> Result<Floors, LoadError> {
     const WHAT: &str = "floor row";
-    let (mut floor, mut wanted) = (Clock::default(), Clock::default());
+    let mut floors = Floors::default();
+    let (mut healing, mut healed_to) = (Clock::default(), None);
     for entry in snapshot.range(Table::Floor, Bound::Unbounded, Bound::Unbounded) {
         let (row, value) = entry?;
         let mut value = Reader::new(unseal(&row, &value, WHAT)?, WHAT);
         let mut key = Reader::new(row, WHAT);
         let clock = match key.u8()? {
-            FLOOR => &mut floor,
-            WANTED => &mut wanted,
+            FLOOR => &mut floors.floor,
+            WANTED => &mut floors.wanted,
+            HEALING => &mut healing,
+            HEALED_TO => {
+                healed_to = Some(value.prefixed(KEY_BYTES_MAX + 1)?);
+                key.finish()?;
+                value.finish()?;
+                continue;
+            }
             _ => return Err(DecodeError::Invalid { what: WHAT }.into()),
         };
         clock.set(WriterId(key.u64()?), Known::decode(&mut value)?);
         key.finish()?;
         value.finish()?;
     }
-    Ok((floor, wanted))
+    floors.progress = Progress::new(healing, healed_to);
+    Ok(floors)
 }
 
-fn put_row(batch: &mut Batch, kind: u8, writer: WriterId, known: &Known) {
+/// Adds to a clock that is kept in rows of a kind.
+fn grow_rows(batch: &mut Batch, kind: u8, clock: &mut Clock, more: &Clock) {
+    for (writer, known) in more.iter() {
+        if clock.covers_writer(writer, known) {
+            continue;
+        }
+        let mut joined = clock.get(writer).cloned().unwrap_or_default();
+        joined.union(known);
+        put_row(batch, kind, writer, &joined);
+        clock.set(writer, joined);
+    }
+}
+
+pub(super) fn put_row(batch: &mut Batch, kind: u8, writer: WriterId, known: &Known) {
     let row = row_key(kind, writer);
     let mut value = Vec::new();
     known.encode(&mut value);
@@ -330,7 +358,7 @@ fn put_row(batch: &mut Batch, kind: u8, writer: WriterId, known: &Known) {
     batch.put(Table::Floor, row, value);
 }
 
-fn row_key(kind: u8, writer: WriterId) -> Bytes {
+pub(super) fn row_key(kind: u8, writer: WriterId) -> Bytes {
     let mut key = vec![kind];
     key.extend_from_slice(&writer.0.to_be_bytes());
     key.into()

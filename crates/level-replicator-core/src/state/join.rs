@@ -3,23 +3,23 @@
 //! The rule: the clock comes last. It grows by the live writes just applied, or by the peer's whole
 //! clock once everything of its snapshot is here.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::ops::Bound;
 use std::sync::Arc;
-
-use bytes::Bytes;
 
 use super::edit::Edit;
 use super::floor::FloorGrowth;
 use super::{
-    Changed, Joined, Reach, State, StateError, describe_change, is_within, put_unclaimed,
-    read_record,
+    Changed, Joined, META_UNCLAIMED, Reach, State, StateError, describe_change, is_within,
+    put_writer_set, read_record,
 };
-use crate::clock::{Clock, Dot, Known, WriterId};
+use crate::clock::{Clock, Known, WriterId};
 use crate::known_rows::{KnownRows, put_base};
 use crate::mistake::{Mistake, is_planted};
 use crate::record::{Key, Record, Side};
-use crate::storage::Table;
+use crate::storage::{Batch, Table};
 
 impl State {
     /// Joins records from a peer's snapshot, of which `context` is the clock, in one commit.
@@ -44,18 +44,33 @@ impl State {
         let snapshot = self.storage.snapshot();
         records.sort_by(|(a, _), (b, _)| a.cmp(b));
 
-        for (key, theirs) in records {
+        let mut log = None;
+        let mut rest = records.into_iter();
+        while let Some((key, theirs)) = rest.next() {
             let old = match joined.remove(&key) {
                 Some(record) => record,
                 None => match read_record(snapshot.get(Table::Data, &key)?, &key, &writers) {
                     Err(damage @ StateError::Corrupt { .. }) => {
                         outcome.damage = Some(damage);
-                        let entries = self.may_mend(&key, context)?;
-                        let Some(entries) = entries else {
-                            reach = Reach::Part;
+                        let log = match &mut log {
+                            Some(log) => log,
+                            None => {
+                                let after = rest.as_slice().iter().map(|(key, _)| key);
+                                let keys = iter::once(&key).chain(after);
+                                log.insert(self.scan_log(&*snapshot, keys)?)
+                            }
+                        };
+                        if !self.may_mend(&*snapshot, (&key, &theirs), context, log)? {
+                            reach = match reach {
+                                Reach::Heal { .. } | Reach::Resumed { .. } => {
+                                    Reach::Heal { to: None }
+                                }
+                                _ => Reach::Part,
+                            };
                             outcome.passed_over = true;
                             continue;
-                        };
+                        }
+                        let entries = log.entries(&key);
                         own_dot_died |= (entries.iter()).any(|(_, dot)| {
                             Some(dot.writer) == self.current && !theirs.holds(*dot)
                         });
@@ -123,8 +138,9 @@ impl State {
         let unclaimed = self.unclaimed_after(&added, context, reach);
         let mut growth = Growth::default();
         let mut floor = FloorGrowth::default();
-        if let Reach::Snapshot { floor: theirs, .. } = reach {
-            growth = self.grow_clock(&mut edit, context, true);
+        let claimed = self.claimed(reach, context, &added);
+        if let Some((claimed, theirs)) = claimed {
+            growth = self.grow_clock(&mut edit, &claimed, true);
             floor = self.floor_after_claim(&mut edit.batch, theirs);
             match self.forget_ghosts(&mut edit, &joined) {
                 Ok(None) => {}
@@ -138,7 +154,7 @@ impl State {
             growth = self.grow_clock(&mut edit, &added, false);
         }
         if unclaimed != self.unclaimed {
-            put_unclaimed(&mut edit.batch, &unclaimed);
+            put_writer_set(&mut edit.batch, META_UNCLAIMED, &unclaimed);
         }
         if own_dot_died
             && !is_planted(Mistake::BaseNotKept)
@@ -151,11 +167,22 @@ impl State {
         }
 
         let Edit {
-            batch,
+            mut batch,
             tally,
             ghosts,
             ..
         } = edit;
+        let progress = match reach {
+            Reach::Heal { to: Some(to) } => self.progress.reached(&mut batch, context, to),
+            Reach::Heal { to: None } => self.progress.clone(),
+            Reach::Snapshot { .. } | Reach::Resumed { .. }
+                if !is_planted(Mistake::ProgressKept) =>
+            {
+                self.progress.ended(&mut batch)
+            }
+            _ if batch.is_empty() || is_planted(Mistake::ProgressKept) => self.progress.clone(),
+            _ => self.progress.ended(&mut batch),
+        };
         if !batch.is_empty()
             && let Err(error) = self.commit(batch)
         {
@@ -163,6 +190,7 @@ impl State {
             return Err(error.into());
         }
         self.unclaimed = unclaimed;
+        self.progress = progress;
         if !is_planted(Mistake::TallyNotUpdated) {
             self.tally_change = tally;
         }
@@ -174,18 +202,44 @@ impl State {
         Ok(outcome)
     }
 
-    /// The log entries that lead to a record of ours which cannot be read, if a peer's record may stand
-    /// for it: if its sender knows every write that ours can have held. Those that are below the floor, or
-    /// wanted, have no entries.
-    fn may_mend(
+    /// What becomes known at the end of everything of a snapshot, and the floor that does; `None` before.
+    fn claimed<'a>(
         &self,
-        key: &Key,
-        context: &Clock,
-    ) -> Result<Option<Vec<(Bytes, Dot)>>, StateError> {
-        let entries = self.entries_of(key)?;
-        let is_known = |(_, dot): &(Bytes, Dot)| context.contains(*dot);
-        let may = context.covers(&self.unlogged) && entries.iter().all(is_known);
-        Ok(may.then_some(entries))
+        reach: Reach<'a>,
+        context: &'a Clock,
+        added: &Clock,
+    ) -> Option<(Cow<'a, Clock>, Option<&'a Clock>)> {
+        match reach {
+            Reach::Snapshot { floor, .. } => Some((Cow::Borrowed(context), floor)),
+            Reach::Resumed { floor } if is_planted(Mistake::ResumedClaimsAll) => {
+                Some((Cow::Borrowed(context), floor))
+            }
+            Reach::Resumed { floor } => {
+                // Others have gone on with later snapshots, of which the front is missing here.
+                let first = self.progress.clock();
+                let floor = floor.filter(|floor| first.covers(floor));
+                let mut claimed = Clock::clone(first);
+                claimed.union(added);
+                Some((Cow::Owned(claimed), floor))
+            }
+            _ => None,
+        }
+    }
+
+    /// The next heal begins from the front.
+    pub fn forget_progress(&mut self) -> Result<(), StateError> {
+        let mut batch = Batch::default();
+        let progress = self.progress.ended(&mut batch);
+        if !batch.is_empty() {
+            self.commit(batch)?;
+        }
+        self.progress = progress;
+        Ok(())
+    }
+
+    /// How far a heal had come that was cut: before this key everything is here of whoever began it.
+    pub fn healed_to(&self) -> Option<&Key> {
+        self.progress.to()
     }
 
     /// The writers of whom half a batch may show after a commit.
@@ -198,7 +252,12 @@ impl State {
         let mut unclaimed = self.unclaimed.clone();
         let whole = match reach {
             Reach::Part if is_planted(Mistake::BatchInParts) => return unclaimed,
-            Reach::Part => None,
+            Reach::Part | Reach::Heal { .. } => None,
+            Reach::Resumed { .. } if is_planted(Mistake::ResumedIsWhole) => {
+                return self.unclaimed_after_claim(context, &[]);
+            }
+            // Half a batch may come of two snapshots, or of one whose sender did not come to say so.
+            Reach::Resumed { .. } => None,
             Reach::Writer(writer) => Some(writer),
             Reach::Snapshot { .. } if is_planted(Mistake::UnclaimedForgotten) => {
                 return self.unclaimed_after_claim(context, &[]);

@@ -17,14 +17,24 @@ use crate::storage::{Batch, Table};
 /// Rows that are written in one commit while the log is rebuilt.
 const ROWS_PER_COMMIT: usize = 4_096;
 
+/// What a rebuilding of the log has found.
+struct Rebuilt {
+    live: Clock,
+    /// The entries that lead to records which cannot be read.
+    unread: Vec<Bytes>,
+}
+
 impl State {
     /// Makes known exactly the writes that are live here, and nothing of the floor.
     ///
     /// So the replica can be served and serve again, though it forgets what else it had heard of: at
     /// worst a value that was replaced somewhere appears again beside what replaced it. The log is
     /// rebuilt from the data. What comes first harms nobody if the end is never reached.
+    ///
+    /// Of a record that cannot be read nothing is known afterwards: neither its writes nor that they
+    /// were here. So whatever a peer holds of it stands for it, and so does a local write.
     pub fn promote(&mut self) -> Result<(), StateError> {
-        let live = self.rebuild_log(&Clock::default())?;
+        let Rebuilt { live, unread } = self.rebuild_log(&Clock::default())?;
         let snapshot = self.storage.snapshot();
         let mut batch = Batch::default();
         for table in [Table::Floor, Table::Waiting] {
@@ -39,6 +49,10 @@ impl State {
                 rows.put_whole(&mut batch, ord, known);
             }
         }
+        // In one commit with the clock: as long as a write is known something must lead to it.
+        for row in unread {
+            batch.remove(Table::Log, row);
+        }
         batch.remove(Table::Meta, META_RECLAIM);
         batch.remove(Table::Meta, META_LAST_WRITER);
         let promotions = (self.promotions + 1).to_be_bytes().to_vec();
@@ -52,6 +66,7 @@ impl State {
         self.floor = Arc::default();
         self.wanted = Arc::default();
         self.unlogged = Arc::default();
+        self.progress = Default::default();
         self.reclaim = Default::default();
         self.current = None;
         self.parent = None;
@@ -61,7 +76,7 @@ impl State {
     /// Rebuilds the log of a replica that finds it damaged.
     pub fn mend_log(&mut self) -> Result<(), StateError> {
         let unlogged = Clock::clone(&self.unlogged);
-        let live = self.rebuild_log(&unlogged)?;
+        let live = self.rebuild_log(&unlogged)?.live;
         // An open that found no entry of the last write may have forgotten it.
         let mut batch = Batch::default();
         let mut clock = Clock::clone(&self.clock);
@@ -85,8 +100,9 @@ impl State {
     }
 
     /// Writes the log entries of all live writes but those in `unlogged`, and removes all others;
-    /// answers what is live. The sums over all keys are to be scanned again afterwards.
-    fn rebuild_log(&mut self, unlogged: &Clock) -> Result<Clock, StateError> {
+    /// but for those that lead to records which cannot be read. The sums over all keys are to be scanned
+    /// again afterwards.
+    fn rebuild_log(&mut self, unlogged: &Clock) -> Result<Rebuilt, StateError> {
         let snapshot = self.storage.snapshot();
         let mut live = Clock::default();
         let mut unreadable = BTreeSet::new();
@@ -129,14 +145,24 @@ impl State {
             self.commit(std::mem::take(&mut batch))?;
         }
 
+        // What goes here leads to nothing, or to what everybody knows. So each of these entries may go
+        // by itself, and as many as an end half-way leaves are removed with the next rebuilding.
         let snapshot = self.storage.snapshot();
+        let mut unread = Vec::new();
         for entry in snapshot.range(Table::Log, Bound::Unbounded, Bound::Unbounded) {
             let (row, value) = entry?;
             let is_right = |dot| live.contains(dot) && !unlogged.contains(dot);
+            if self.dot_of(&row).is_some_and(is_right) {
+                continue;
+            }
             // What leads to a record that cannot be read keeps others from being told that all is here.
-            let may_be = log::key_of(&row, &value).is_ok_and(|key| unreadable.contains(&key));
-            if !may_be && !self.dot_of(&row).is_some_and(is_right) {
-                batch.remove(Table::Log, row);
+            if log::key_of(&row, &value).is_ok_and(|key| unreadable.contains(&key)) {
+                unread.push(row);
+                continue;
+            }
+            batch.remove(Table::Log, row);
+            if batch.changes().len() >= ROWS_PER_COMMIT {
+                self.commit(std::mem::take(&mut batch))?;
             }
         }
         if !batch.is_empty() {
@@ -144,21 +170,7 @@ impl State {
         }
         // The log was counted anew; the sums are rebuilt as after an unclean end.
         self.lose_tally();
-        Ok(live)
-    }
-
-    /// The log entries that lead to a key, found by reading the whole log.
-    pub(super) fn entries_of(&self, key: &[u8]) -> Result<Vec<(Bytes, Dot)>, StateError> {
-        let snapshot = self.storage.snapshot();
-        let mut entries = Vec::new();
-        for entry in snapshot.range(Table::Log, Bound::Unbounded, Bound::Unbounded) {
-            let (row, value) = entry?;
-            let names_key = log::key_of(&row, &value).is_ok_and(|named| named == key);
-            if names_key && let Some(dot) = self.dot_of(&row) {
-                entries.push((row, dot));
-            }
-        }
-        Ok(entries)
+        Ok(Rebuilt { live, unread })
     }
 
     /// The write whose entry a row of the log is.

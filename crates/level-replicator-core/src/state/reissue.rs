@@ -1,14 +1,15 @@
 //! Values that are written again under a new name, because the old one does not do any more.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::edit::Edit;
-use super::{Changed, State, StateError};
+use super::{Changed, META_COLLIDED, META_LAST_WRITER, State, StateError, put_writer_set};
 use crate::clock::{Known, Now, Stamp, WriterId};
 use crate::known_rows::put_base;
 use crate::log;
 use crate::record::{Key, Record, Version};
-use crate::storage::Table;
+use crate::storage::{Batch, Table};
 use crate::writers::{Descriptor, Writers};
 
 impl State {
@@ -74,7 +75,7 @@ impl State {
         let writer = match self.current {
             Some(writer) if !is_apart => writer,
             _ => {
-                let writer = WriterId(name());
+                let writer = self.new_name(name());
                 let parent = if is_apart { None } else { self.parent };
                 let replica = self.replica;
                 writers.add(Descriptor {
@@ -134,28 +135,68 @@ impl State {
         Ok(())
     }
 
-    /// Ends the current writer, whose name another process uses too, and writes again under a new one
-    /// what is live of it above the floor. Answers how many keys that were.
-    pub fn end_collided_writer(
-        &mut self,
-        now: Now,
-        name: &mut dyn FnMut() -> u64,
-    ) -> Result<u64, StateError> {
+    /// Ends the current writer, whose name another process uses too. What is live of it above the floor
+    /// is then to be written again, by [`State::reissue_collided`].
+    pub fn end_collided_writer(&mut self) -> Result<(), StateError> {
         let Some(writer) = self.current else {
-            return Ok(0);
+            return Ok(());
         };
         let Some(ord) = self.writers.ord(writer) else {
-            return Ok(0);
+            return Ok(());
         };
-        let mut batch = crate::storage::Batch::default();
+        let mut collided = self.collided.clone();
+        collided.insert(writer);
+        let mut batch = Batch::default();
         let known = self.clock.get(writer).cloned().unwrap_or_default();
         self.known_rows.put_whole(&mut batch, ord, &known);
-        batch.remove(Table::Meta, super::META_LAST_WRITER);
+        batch.remove(Table::Meta, META_LAST_WRITER);
+        put_writer_set(&mut batch, META_COLLIDED, &collided);
         self.commit(batch)?;
+        self.collided = collided;
         // A child would stand for the other process's writes under the same numbers.
         self.current = None;
         self.parent = None;
+        Ok(())
+    }
 
+    /// Whether something of an ended writer is still to be written again.
+    pub fn has_collided(&self) -> bool {
+        !self.collided.is_empty()
+    }
+
+    /// Writes again what is live of the writers that were ended because another process uses their name.
+    /// Answers which were finished, and how many keys of each were written now.
+    ///
+    /// Each write is a commit. After an error, or the next open, the rest is still in the log under the
+    /// old name, and the row that names the writer is there until nothing is.
+    pub fn reissue_collided(
+        &mut self,
+        now: Now,
+        name: &mut dyn FnMut() -> u64,
+    ) -> Result<Vec<(WriterId, u64)>, StateError> {
+        let mut finished = Vec::new();
+        for writer in self.collided.clone() {
+            finished.push((writer, self.reissue_live(now, writer, name)?));
+        }
+        if !finished.is_empty() {
+            let mut batch = Batch::default();
+            put_writer_set(&mut batch, META_COLLIDED, &BTreeSet::new());
+            self.commit(batch)?;
+            self.collided.clear();
+        }
+        Ok(finished)
+    }
+
+    /// Writes again what is live of one writer above the floor; answers how many keys that were.
+    fn reissue_live(
+        &mut self,
+        now: Now,
+        writer: WriterId,
+        name: &mut dyn FnMut() -> u64,
+    ) -> Result<u64, StateError> {
+        let Some(ord) = self.writers.ord(writer) else {
+            return Ok(0);
+        };
         let snapshot = self.storage.snapshot();
         let mut keys = 0;
         for entry in log::entries(&*snapshot, ord, 0..=u64::MAX) {

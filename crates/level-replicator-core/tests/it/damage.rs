@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use level_replicator_core::event::Event;
-use level_replicator_core::record::Op;
 use level_replicator_core::session::PeerError;
 use level_replicator_core::state::{State, StateError};
 use level_replicator_core::storage::memory::MemoryStorage;
@@ -134,6 +133,49 @@ fn a_damaged_record_stays_if_it_may_hold_a_write_that_the_peer_does_not_know() {
     assert_eq!(cluster.get(0, "damaged").as_deref(), Some("theirs"));
 }
 
+/// How many packets a replica sends within 20 ms, if every microsecond brings what is under way.
+fn packets_in_20_ms(cluster: &mut Cluster, node: usize) -> u64 {
+    let before = cluster.node(node).sends;
+    for _ in 0..20_000 {
+        let ends = cluster.ends_with_mail();
+        cluster.advance_us(1);
+        for end in ends {
+            cluster.deliver_next(end, usize::MAX);
+        }
+    }
+    cluster.node(node).sends - before
+}
+
+#[test]
+fn a_record_that_nobody_can_mend_is_not_asked_for_over_and_over() {
+    let mut cluster = Cluster::new(2);
+    cluster.introduce(1, 0);
+    cluster.put(0, "damaged", "an old value of some length");
+    cluster.settle();
+    cluster.put(1, "damaged", "a fresh value of some length");
+    damage(&mut cluster, 1, b"damaged");
+    let packets = packets_in_20_ms(&mut cluster, 0);
+    assert!(packets < 100, "{packets} packets");
+}
+
+#[test]
+fn a_record_that_neither_side_can_read_is_not_asked_for_over_and_over() {
+    let mut cluster = Cluster::new(2);
+    cluster.introduce(1, 0);
+    cluster.put(0, "damaged", "an old value of some length");
+    cluster.settle();
+    for node in 0..2 {
+        damage(&mut cluster, node, b"damaged");
+        let error = cluster.state(node).record(b"damaged");
+        let error = error.expect_err("it is damaged");
+        cluster.node(node).replica.note_damage(&error);
+    }
+    cluster.run_for_ms(5_000);
+    cluster.put(0, "other", "value");
+    let packets = packets_in_20_ms(&mut cluster, 0);
+    assert!(packets < 100, "{packets} packets");
+}
+
 #[test]
 fn a_sync_over_a_damaged_record_fails_and_accuses_nobody_of_silence() {
     let mut cluster = with_a_lost_write();
@@ -205,7 +247,7 @@ fn every_byte_of_a_record_is_covered_and_the_good_copy_comes_back() {
 }
 
 #[test]
-fn a_local_write_replaces_a_record_that_cannot_be_read_unless_something_is_missing() {
+fn a_local_write_replaces_a_record_that_cannot_be_read_and_nothing_that_is_missing() {
     let mut cluster = Cluster::new(2);
     cluster.introduce(1, 0);
     cluster.put(0, "damaged", "before");
@@ -223,16 +265,14 @@ fn a_local_write_replaces_a_record_that_cannot_be_read_unless_something_is_missi
     cluster.run_for_ms(3_000);
     let known = cluster.state(1).clock().clone();
     assert!(known.iter().any(|(_, known)| known.ahead_len() > 0));
-    let op = Op::Put(Bytes::from_static(b"damaged"), Bytes::from_static(b"after"));
-    let now = cluster.now;
-    let written = cluster.node(1).replica.write(now, &[op]);
-    assert!(matches!(
-        written,
-        Err(StateError::Corrupt {
-            table: Table::Data,
-            ..
-        })
-    ));
+    // What is known above the gap is live under another key, so it is none of this one's.
+    cluster.put(1, "damaged", "after");
+    cluster.run_for_ms(35_000);
+    for node in 0..2 {
+        let values = cluster.siblings(node, "damaged");
+        assert_eq!(values, ["after", "theirs"], "node {node}");
+    }
+    cluster.assert_equal();
 }
 
 /// The log is rebuilt from the data, whatever was damaged: the flag, the key, the checksum.
@@ -273,6 +313,25 @@ fn a_log_entry_that_was_lost_is_missed_by_the_comparison_of_sums() {
     assert_eq!(cluster.get(1, "k").as_deref(), Some("value"));
     let told = |event: &Event| matches!(event, Event::Divergence { .. });
     assert!((0..2).any(|node| cluster.node(node).events.iter().any(told)));
+}
+
+#[test]
+fn a_log_that_is_damaged_again_and_again_is_rebuilt_once_in_a_while() {
+    let mut cluster = Cluster::new(1);
+    let dot = cluster.put(0, "k", "value");
+    // Until the one epoch is over.
+    cluster.run_for_ms(20_000);
+    let mut commits_after = |ms| {
+        let key = Bytes::from_static(b"k");
+        let damage = StateError::LogMismatch { dot, key };
+        let before = cluster.state(0).commits();
+        cluster.node(0).replica.note_damage(&damage);
+        cluster.run_for_ms(ms);
+        cluster.state(0).commits() - before
+    };
+    assert!(commits_after(100) > 0, "it was not rebuilt");
+    assert_eq!(commits_after(5_000), 0);
+    assert!(commits_after(30_000) > 0, "it was not rebuilt");
 }
 
 /// Two replicas that hold the same, with a floor, members and an epoch.

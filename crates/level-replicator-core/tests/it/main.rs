@@ -13,4 +13,5 @@ mod misbehavior;
 mod samples;
 mod storage_conformance;
 mod talking;
+mod unreadable;
 mod wire_golden;

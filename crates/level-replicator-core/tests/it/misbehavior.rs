@@ -231,7 +231,7 @@ fn in_heal() -> Scene {
 #[test]
 fn an_honest_healer_is_followed() {
     let mut scene = in_heal();
-    let started = |message: &Message| matches!(message, Message::Start(Start::From(_)));
+    let started = |message: &Message| matches!(message, Message::Start(Start::From { .. }));
     assert!(scene.said.iter().any(started), "{:?}", scene.said);
     scene.say(&range(None));
     let listed = |message: &Message| matches!(message, Message::List(List::Items { hashes, .. }) if hashes.len() == 1);
@@ -244,6 +244,71 @@ fn an_honest_healer_is_followed() {
     assert!(state.floor().contains(dot(5, 1)) && state.wanted().is_empty());
     let record = state.record(b"key").expect("a good record");
     assert_eq!(record.live.len(), 2);
+}
+
+#[test]
+fn a_round_that_is_under_way_elsewhere_is_not_taken_once_a_heal_has_begun() {
+    let mut scene = Scene::in_round(Config::default());
+    scene.say(&records(record(&[put(5, 9, b"stale")], &[])));
+    let first = scene.link;
+
+    let healer = "10.0.0.67:9000".parse().expect("an address");
+    scene.link = (scene.replica.accept(scene.now, healer)).expect("it listens");
+    scene.listen();
+    scene.say(&Message::Hello(Hello {
+        replica: ReplicaId([0xef; 16]),
+        token: 7,
+        ..hello()
+    }));
+    scene.say(&clock(&[(1, 9)]));
+    scene.say(&floor(vec![head(5, &[(1, 9)], false)]));
+    scene.say(&plan(Purpose::Heal));
+    assert!(!scene.replica.state().wanted().is_empty(), "no heal");
+
+    scene.link = first;
+    scene.said.clear();
+    scene.say(&claim());
+    assert!(scene.errors.is_empty(), "{:?}", scene.errors);
+    let state = scene.replica.state();
+    assert_eq!(state.clock(), &scene.before, "it was taken");
+    let heals = |message: &Message| matches!(message, Message::Applied(applied) if applied.heals);
+    assert!(scene.said.iter().any(heals), "{:?}", scene.said);
+}
+
+/// A scrub by a stranger that knows what we know, and holds another value under our key.
+fn differs_in_a_scrub(written_meanwhile: bool) -> Scene {
+    let mut scene = Scene::greeted();
+    let ours = scene.replica.state().current_writer();
+    let ours = ours.expect("it has written").0;
+    scene.say(&Message::Clock {
+        heads: Heads(vec![head(ours, &[(1, 1)], false)]),
+        asks: false,
+        more: false,
+    });
+    scene.say(&plan(Purpose::Scrub));
+    scene.say(&range(None));
+    if written_meanwhile {
+        let op = Op::Put(Bytes::from_static(b"key"), Bytes::from_static(b"newer"));
+        let written = scene.replica.write(scene.now, &[op]);
+        written.expect("memory takes all");
+    }
+    scene.before = Arc::clone(scene.replica.state().clock());
+    scene.say(&records(record(&[put(ours, 1, b"theirs")], &[])));
+    assert!(scene.errors.is_empty(), "{:?}", scene.errors);
+    scene
+}
+
+#[test]
+fn what_differs_in_a_scrub_is_written_again_unless_something_was_written_meanwhile() {
+    let scene = differs_in_a_scrub(false);
+    let state = scene.replica.state();
+    assert_ne!(state.clock(), &scene.before);
+    assert_eq!(state.record(b"key").expect("a good record").live.len(), 2);
+
+    let scene = differs_in_a_scrub(true);
+    let state = scene.replica.state();
+    assert_eq!(state.clock(), &scene.before, "it was written again");
+    assert_eq!(state.record(b"key").expect("a good record").live.len(), 1);
 }
 
 #[test]
@@ -853,4 +918,42 @@ fn backing_off_grows_from_attempt_to_attempt() {
         "{pauses:?}"
     );
     assert!(at.len() < 24, "{pauses:?}");
+}
+
+#[test]
+fn a_heal_that_goes_on_is_refused_if_a_writer_was_never_described() {
+    let mut scene = Scene::new();
+    scene.say(&Message::Hello(hello()));
+    scene.say(&Message::Clock {
+        heads: Heads(vec![head(5, &[(1, 9)], false), head(77, &[(1, 3)], false)]),
+        asks: false,
+        more: false,
+    });
+    scene.say(&Message::Writers(vec![descriptor()]));
+    scene.say(&floor(vec![head(5, &[(1, 9)], false)]));
+    scene.say(&plan(Purpose::Heal));
+    for end in [b"b", b"c", b"d", b"e"] {
+        scene.say(&range(Some(end)));
+        scene.say(&Message::Absent(Vec::new()));
+        scene.say(&Message::Reached(Bytes::from_static(end)));
+    }
+    // From there on another heal would make known what the clock of this one holds.
+    assert_eq!(scene.replica.state().healed_to(), None);
+    scene.assert_misbehaved(Misbehavior::UnknownWriter);
+}
+
+#[test]
+fn a_heal_comes_forward_only() {
+    for keys in [[b"b", b"b"], [b"c", b"b"]] {
+        let mut scene = Scene::new();
+        scene.say(&Message::Hello(hello()));
+        scene.say(&clock(&[(1, 9)]));
+        scene.say(&Message::Writers(vec![descriptor()]));
+        scene.say(&floor(vec![head(5, &[(1, 9)], false)]));
+        scene.say(&plan(Purpose::Heal));
+        for key in keys {
+            scene.say(&Message::Reached(Bytes::from_static(key)));
+        }
+        scene.assert_misbehaved(Misbehavior::OutOfOrder);
+    }
 }

@@ -206,8 +206,12 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
         ),
         (
             "start",
-            Message::Start(Start::From(Bytes::from_static(b"k"))),
+            Message::Start(Start::From {
+                start: Bytes::from_static(b"b"),
+                direct: Bytes::from_static(b"k"),
+            }),
         ),
+        ("reached", Message::Reached(Bytes::from_static(b"k"))),
         (
             "range",
             Message::Range(Range {

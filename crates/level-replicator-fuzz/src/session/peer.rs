@@ -210,6 +210,17 @@ impl Names {
         Names::key(fields)
     }
 
+    /// A start from the front, or sometimes from further on.
+    fn start(fields: &mut Fields<'_>) -> Start {
+        let start = if fields.below(4) > 0 {
+            Key::new()
+        } else {
+            Names::bound(fields)
+        };
+        let direct = Names::bound(fields);
+        Start::From { start, direct }
+    }
+
     fn end(fields: &mut Fields<'_>) -> Option<Key> {
         (fields.below(4) > 0).then(|| Names::bound(fields))
     }
@@ -397,7 +408,7 @@ impl Names {
             messages.push(Message::Start(if fields.below(16) == 0 {
                 Start::Refused
             } else {
-                Start::From(Names::bound(fields))
+                Names::start(fields)
             }));
         }
         for _ in 0..std::mem::take(&mut line.ranges) {
@@ -408,6 +419,9 @@ impl Names {
                 messages.push(Message::Records(self.records(fields)));
             }
             messages.push(Names::absent(count, fields));
+            if fields.is_odd() {
+                messages.push(Message::Reached(Names::bound(fields)));
+            }
         }
         match fields.below(8) {
             0 | 1 => messages.push(Message::Claim {
@@ -425,7 +439,7 @@ impl Names {
 
     /// Any message.
     pub(super) fn message(&self, fields: &mut Fields<'_>) -> Message {
-        match fields.below(24) {
+        match fields.below(25) {
             0 => self.hello(None, fields),
             1 => Message::Writers(self.descriptors(fields)),
             2..=4 => Message::Clock {
@@ -474,7 +488,7 @@ impl Names {
             17 => Message::Start(if fields.is_odd() {
                 Start::Refused
             } else {
-                Start::From(Names::bound(fields))
+                Names::start(fields)
             }),
             18 => Message::Range(Names::range(fields)),
             19 => Names::list(fields),
@@ -485,6 +499,7 @@ impl Names {
                 let mut pieces = self.spread(replica, fields);
                 pieces.pop().expect("there is always a piece")
             }
+            23 => Message::Reached(Names::bound(fields)),
             _ if fields.is_odd() => Message::Bye,
             _ => Message::Busy {
                 retry_ms: fields.number(),
@@ -671,7 +686,7 @@ impl Line {
                 Message::Plan(_) => self.plans += 1,
                 Message::Range(_) => self.ranges += 1,
                 Message::List(List::Items { hashes, .. }) => self.lists.push(hashes.len()),
-                Message::Start(Start::From(_)) => self.has_started = true,
+                Message::Start(Start::From { .. }) => self.has_started = true,
                 Message::Applied(applied) => {
                     self.was_healed |= applied.ends && self.has_started;
                 }

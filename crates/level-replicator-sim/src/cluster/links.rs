@@ -170,7 +170,9 @@ impl Cluster {
         let Some(replica) = &mut self.nodes[node].replica else {
             return false;
         };
-        if bytes.is_empty() {
+        // Who hears itself much later takes that for a copy of its memory. No transport of production
+        // lets anybody play a link again.
+        if bytes.is_empty() || self.recorded_of == node {
             return false;
         }
         let Some(id) = replica.accept(now, remote) else {
@@ -338,6 +340,7 @@ impl Cluster {
         };
         if self.recording == Some((link, side)) {
             self.recorded.push(bytes.clone());
+            self.recorded_of = node;
         }
         if self.trace.is_written() {
             let other = self.links.get(&link).map(|link| link.ends[1 - side].node);

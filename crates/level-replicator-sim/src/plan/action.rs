@@ -64,8 +64,8 @@ pub enum Action {
         lost: usize,
         /// After how long it comes back.
         away_us: u64,
-        /// Once it is back it dies again, just after it has made so many commits.
-        again: Option<u32>,
+        /// Once it is back it dies again, just after it has made so many commits; once for each.
+        again: Vec<u32>,
     },
     /// A process dies inside one of its next commits.
     CrashAtCommit {
@@ -126,8 +126,8 @@ pub enum Action {
     Restore {
         /// Which copy.
         choice: u64,
-        /// Once it runs it dies, just after it has made so many commits.
-        again: Option<u32>,
+        /// Once it runs it dies, just after it has made so many commits; once for each.
+        again: Vec<u32>,
     },
     /// A copy of a disk runs beside the original.
     Clone {
@@ -138,6 +138,8 @@ pub enum Action {
     Join {
         /// Whom it knows.
         knows: usize,
+        /// Once it runs it dies, just after it has made so many commits; once for each.
+        again: Vec<u32>,
     },
     /// A disk is lost for ever.
     Die {
@@ -275,7 +277,10 @@ impl fmt::Display for Action {
                 dies_again(f, again)
             }
             Action::Clone { node } => write!(f, "a copy of {node} runs"),
-            Action::Join { knows } => write!(f, "a replica joins that knows {knows}"),
+            Action::Join { knows, again } => {
+                write!(f, "a replica joins that knows {knows}")?;
+                dies_again(f, again)
+            }
             Action::Die { node } => write!(f, "{node} is lost for ever"),
             Action::SetClock {
                 node,
@@ -294,9 +299,14 @@ impl fmt::Display for Action {
     }
 }
 
-fn dies_again(f: &mut fmt::Formatter<'_>, again: &Option<u32>) -> fmt::Result {
-    match again {
-        Some(commits) => write!(f, "; once it runs it dies after {commits} commits"),
-        None => Ok(()),
+fn dies_again(f: &mut fmt::Formatter<'_>, again: &[u32]) -> fmt::Result {
+    for (time, commits) in again.iter().enumerate() {
+        let when = if time == 0 {
+            "; once it runs it dies after"
+        } else {
+            ", then after"
+        };
+        write!(f, "{when} {commits} commits")?;
     }
+    Ok(())
 }

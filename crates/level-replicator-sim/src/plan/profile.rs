@@ -26,6 +26,8 @@ pub struct Profile {
     pub horizons_ms: &'static [u64],
     /// How long one waits for a claim, or for a healer, in milliseconds.
     pub promotes_ms: &'static [u64],
+    /// Who dies, or comes back as a copy, or joins, dies again soon, and again.
+    pub dies_often: bool,
     /// How likely each kind of action is, next to the others.
     weights: &'static [(Kind, u32)],
     /// What has to have happened in a thousand runs, or the profile exercises nothing.
@@ -79,6 +81,7 @@ const BASE: Profile = Profile {
     delete_percent: 20,
     horizons_ms: HORIZONS_MS,
     promotes_ms: PROMOTES_MS,
+    dies_often: false,
     weights: &[],
     must_happen: &[],
 };
@@ -98,6 +101,7 @@ pub const PROFILES: &[Profile] = &[
         delete_percent: 20,
         horizons_ms: HORIZONS_MS,
         promotes_ms: PROMOTES_MS,
+        dies_often: false,
         weights: &[
             (Kind::Write, 46),
             (Kind::Read, 3),
@@ -160,6 +164,7 @@ pub const PROFILES: &[Profile] = &[
         delete_percent: 20,
         horizons_ms: HORIZONS_MS,
         promotes_ms: PROMOTES_MS,
+        dies_often: false,
         weights: &[
             (Kind::Write, 45),
             (Kind::Cut, 14),
@@ -200,6 +205,7 @@ pub const PROFILES: &[Profile] = &[
         delete_percent: 20,
         horizons_ms: HORIZONS_MS,
         promotes_ms: PROMOTES_MS,
+        dies_often: false,
         weights: &[
             (Kind::Write, 45),
             (Kind::Crash, 18),
@@ -236,6 +242,7 @@ pub const PROFILES: &[Profile] = &[
         delete_percent: 20,
         horizons_ms: HORIZONS_MS,
         promotes_ms: PROMOTES_MS,
+        dies_often: false,
         weights: &[
             (Kind::Write, 60),
             (Kind::Clock, 25),
@@ -263,6 +270,7 @@ pub const PROFILES: &[Profile] = &[
         delete_percent: 20,
         horizons_ms: HORIZONS_MS,
         promotes_ms: PROMOTES_MS,
+        dies_often: false,
         weights: &[
             (Kind::Write, 50),
             (Kind::BackUp, 8),
@@ -290,6 +298,7 @@ pub const PROFILES: &[Profile] = &[
         delete_percent: 20,
         horizons_ms: HORIZONS_MS,
         promotes_ms: PROMOTES_MS,
+        dies_often: false,
         weights: &[
             (Kind::Write, 50),
             (Kind::Read, 15),
@@ -321,6 +330,7 @@ pub const PROFILES: &[Profile] = &[
         delete_percent: 20,
         horizons_ms: HORIZONS_MS,
         promotes_ms: PROMOTES_MS,
+        dies_often: false,
         weights: &[
             (Kind::Write, 50),
             (Kind::Break, 12),
@@ -353,6 +363,7 @@ pub const PROFILES: &[Profile] = &[
         delete_percent: 20,
         horizons_ms: HORIZONS_MS,
         promotes_ms: PROMOTES_MS,
+        dies_often: false,
         weights: &[
             (Kind::Write, 50),
             (Kind::Join, 8),
@@ -432,7 +443,7 @@ pub const PROFILES: &[Profile] = &[
         name: "heals",
         about: "heals that are cut by every kind of death, and healers that are gone for ever",
         replicas: (3, 5),
-        keys: 8,
+        keys: 16,
         delete_percent: 40,
         horizons_ms: &[20, 100, 500],
         promotes_ms: &[500, 60_000],
@@ -457,6 +468,40 @@ pub const PROFILES: &[Profile] = &[
             "event promoted",
             "deaths",
             "replicas seen half healed",
+            "heals seen to go on",
+        ],
+        ..BASE
+    },
+    Profile {
+        name: "resumption",
+        about: "heals of many keys that are cut again and again, and go on with whoever is there",
+        replicas: (2, 4),
+        actions: (100, 200),
+        keys: 50,
+        batch_percent: 50,
+        delete_percent: 30,
+        horizons_ms: &[100, 500, 60_000],
+        promotes_ms: &[2_000, 60_000],
+        dies_often: true,
+        weights: &[
+            (Kind::Write, 75),
+            (Kind::Join, 6),
+            (Kind::BackUp, 2),
+            (Kind::Restore, 6),
+            (Kind::Kill, 4),
+            (Kind::Break, 10),
+            (Kind::Cut, 5),
+            (Kind::Heal, 3),
+            (Kind::Damage, 2),
+            (Kind::Die, 1),
+        ],
+        must_happen: &[
+            "heals begun",
+            "heals finished",
+            "heals seen to go on",
+            "event excluded",
+            "joins",
+            "restores",
         ],
         ..BASE
     },
@@ -522,6 +567,7 @@ pub const PROFILES: &[Profile] = &[
         delete_percent: 20,
         horizons_ms: HORIZONS_MS,
         promotes_ms: PROMOTES_MS,
+        dies_often: false,
         weights: &[
             (Kind::Write, 60),
             (Kind::Break, 10),
@@ -545,6 +591,7 @@ pub const PROFILES: &[Profile] = &[
         delete_percent: 20,
         horizons_ms: HORIZONS_MS,
         promotes_ms: PROMOTES_MS,
+        dies_often: false,
         weights: &[
             (Kind::Write, 60),
             (Kind::Cut, 5),

@@ -78,10 +78,10 @@ impl Run {
                 silently,
                 lost,
                 away_us,
-                again,
+                ref again,
             } => {
                 let node = self.node(node);
-                self.looks[node].crash_again = again;
+                self.looks[node].crash_again = reversed(again);
                 self.kill(node, silently, lost, away_us);
                 Ok(())
             }
@@ -143,9 +143,9 @@ impl Run {
                 self.cluster.trace.count("backups");
                 Ok(())
             }
-            Action::Restore { choice, again } => self.restore(choice, again),
+            Action::Restore { choice, ref again } => self.restore(choice, again),
             Action::Clone { node } => self.clone_disk(self.node(node)),
-            Action::Join { knows } => {
+            Action::Join { knows, ref again } => {
                 let knows = self.node(knows);
                 if self.cluster.nodes.len() >= self.replicas_max {
                     return Ok(());
@@ -153,6 +153,7 @@ impl Run {
                 self.cluster.trace.count("joins");
                 let node = self.add_node(Disk::new());
                 self.cluster.nodes[node].peers.insert(knows);
+                self.looks[node].crash_again = reversed(again);
                 self.start(node)
             }
             Action::Die { node } => {
@@ -308,7 +309,7 @@ impl Run {
                 .count_times("commits undone by a loss of power", undone as u64);
             // What is gone need not be known any more.
             self.looks[node] = Look {
-                crash_again: self.looks[node].crash_again,
+                crash_again: std::mem::take(&mut self.looks[node].crash_again),
                 ..Look::default()
             };
         }
@@ -329,7 +330,7 @@ impl Run {
         Ok(())
     }
 
-    fn restore(&mut self, choice: u64, again: Option<u32>) -> Result<(), Broken> {
+    fn restore(&mut self, choice: u64, again: &[u32]) -> Result<(), Broken> {
         let Some((node, copy)) = self
             .backups
             .get(choice as usize % self.backups.len().max(1))
@@ -342,7 +343,7 @@ impl Run {
         self.cluster.nodes[node].is_dead = false;
         self.cluster.nodes[node].disk = copy;
         self.looks[node] = Look {
-            crash_again: again,
+            crash_again: reversed(again),
             ..Look::default()
         };
         self.start(node)
@@ -359,6 +360,10 @@ impl Run {
         self.cluster.nodes[clone].peers.insert(node);
         self.start(clone)
     }
+}
+
+fn reversed(again: &[u32]) -> Vec<u32> {
+    again.iter().rev().copied().collect()
 }
 
 fn op(change: &Change) -> Op {

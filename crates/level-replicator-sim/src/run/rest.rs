@@ -27,7 +27,7 @@ impl Run {
     /// Nothing disturbs any more: now all must come to agree, and then fall silent.
     pub(super) fn rest(&mut self, plan: &Plan) -> Result<(), Broken> {
         for look in &mut self.looks {
-            look.crash_again = None;
+            look.crash_again.clear();
         }
         self.come_to_rest()?;
         let states = self.cluster.running().into_iter();
@@ -75,7 +75,7 @@ impl Run {
             if !stopped {
                 self.cluster.nodes[node].disk.release(0);
             }
-            self.cluster.nodes[node].disk.repair();
+            self.repair(node)?;
             self.start(node)?;
             self.cluster.scan(node, 0);
             self.do_later(Later::EmptyDisk(node))?;

@@ -33,6 +33,8 @@ impl Stage {
                 "seed" => self.cluster.seed = value as u64,
                 "atomic_budget" => self.config.atomic_budget = value,
                 "window" => self.config.window = value,
+                "range_keys" => self.config.range_keys = value,
+                "ranges_per_reached" => self.config.ranges_per_reached = value,
                 "idle_seconds" => {
                     self.config.idle_interval = Duration::from_secs(value as u64);
                 }

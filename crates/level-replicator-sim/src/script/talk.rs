@@ -270,6 +270,9 @@ impl Stage {
             Message::Plan(plan) if plan.purpose == Purpose::Heal => "compares".to_owned(),
             Message::Plan(_) => "compares what should be equal".to_owned(),
             Message::Start(Start::Refused) => "not now".to_owned(),
+            Message::Start(Start::From { start, .. }) if !start.is_empty() => {
+                format!("goes on from {}", text(start))
+            }
             Message::Range(range) => format!("a range of {} keys", range.count),
             Message::List(List::Same) => "the same".to_owned(),
             Message::List(List::Items { hashes, .. }) => format!("has {} keys", hashes.len()),
@@ -465,11 +468,12 @@ impl Talk {
             Some(Message::Range(_)) => "range",
             Some(Message::List(_)) => "list",
             Some(Message::Absent(_)) => "absent",
+            Some(Message::Reached(_)) => "reached",
             _ => "",
         };
         match &mut rule.moment {
             Moment::Before(what) => what == kind,
-            Moment::After(0) => !matches!(kind, "" | "cluster" | "applied" | "clock"),
+            Moment::After(0) => !matches!(kind, "" | "cluster" | "applied" | "clock" | "reached"),
             Moment::After(left) => {
                 *left -= usize::from(kind == "records" || kind == "fragment");
                 false

@@ -53,6 +53,15 @@ const CLOSE_WAIT_MAX: Duration = Duration::from_secs(30);
 /// so much, in bytes: else each open would replay it again until more has come.
 const FLUSHED_AT_OPEN: u64 = 4 << 20;
 
+/// Up to so much is sorted into tables before the open returns, in bytes, and the journal emptied.
+const FLUSHED_IN_OPEN_MAX: u64 = 16 << 20;
+
+/// A journal of so many bytes is worth that: each open reads all of it, about a second for 64 MiB.
+const LONG_JOURNAL: u64 = 8 << 20;
+
+/// How long an open waits for that, which only spares the next one some work.
+const OPEN_WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// How long the workers of a failed engine may take to let go of its journal.
 const FAILED_WORKERS_GRACE: Duration = Duration::from_millis(100);
 
@@ -124,21 +133,54 @@ impl FjallStorage {
 
     fn start(directory: DataDirectory, options: &FjallOptions) -> Result<FjallStorage, OpenError> {
         let (lock, engine) = directory.open(options)?;
-        if engine.keyspace.tree.active_memtable().size() >= FLUSHED_AT_OPEN
-            && let Err(error) = engine.keyspace.rotate_memtable()
-        {
-            // Writes will say so too.
-            tracing::warn!(%error, "cannot flush what the journal held");
+        let engine = with_short_journal(engine, options)?;
+        let shared = Shared {
+            engine: Some(engine),
+            commit: RwLock::new(()),
+            failure: OnceLock::new(),
+            _lock: lock,
+        };
+        if shared.engine().keyspace.tree.active_memtable().size() >= FLUSHED_AT_OPEN {
+            shared.begin_flush();
         }
         Ok(FjallStorage {
-            shared: Arc::new(Shared {
-                engine: Some(engine),
-                commit: RwLock::new(()),
-                failure: OnceLock::new(),
-                _lock: lock,
-            }),
+            shared: Arc::new(shared),
         })
     }
+}
+
+/// Sorts what an unclean end has left in the journal into tables and empties the journal, unless that
+/// takes long or is not worth it. So who is killed again and again comes forward.
+fn with_short_journal(engine: Engine, options: &FjallOptions) -> Result<Engine, OpenError> {
+    let tree = &engine.keyspace.tree;
+    let journal_bytes = engine.database.journal_disk_space().unwrap_or(0);
+    let is_short_work =
+        tree.active_memtable().size() <= FLUSHED_IN_OPEN_MAX && tree.sealed_memtable_count() == 0;
+    if journal_bytes < LONG_JOURNAL || !is_short_work || engine.keyspace.rotate_memtable().is_err()
+    {
+        return Ok(engine);
+    }
+    let deadline = Instant::now() + OPEN_WAIT_MAX;
+    while tree.sealed_memtable_count() > 0 {
+        if Instant::now() > deadline {
+            return Ok(engine);
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+    // As when the storage is dropped: nothing may be in the journal alone.
+    let is_flushed = tree.active_memtable().is_empty();
+    if !is_flushed || (engine.database.persist(fjall::PersistMode::Buffer)).is_err() {
+        return Ok(engine);
+    }
+    let Engine {
+        directory,
+        database,
+        keyspace,
+    } = engine;
+    drop(database);
+    drop(keyspace);
+    empty_journal(&directory);
+    directory::open_again(&directory, options)
 }
 
 impl Storage for FjallStorage {
@@ -194,6 +236,12 @@ impl Storage for FjallStorage {
         self.shared.check_write(ACTION, persisted)
     }
 
+    fn relieve(&self) {
+        if self.shared.engine().keyspace.tree.sealed_memtable_count() == 0 {
+            self.shared.begin_flush();
+        }
+    }
+
     fn close(&self) -> Result<(), StorageError> {
         const ACTION: &str = "flush before closing";
         self.shared.check_failure(ACTION)?;
@@ -226,6 +274,14 @@ impl Shared {
         self.engine
             .as_ref()
             .expect("the engine is there until the storage is dropped")
+    }
+
+    /// Lets what is in memory be sorted into tables in the background.
+    fn begin_flush(&self) {
+        if let Err(error) = self.engine().keyspace.rotate_memtable() {
+            // Writes will say so too.
+            tracing::warn!(%error, "cannot flush what is in memory");
+        }
     }
 
     fn snapshot(&self) -> fjall::Snapshot {

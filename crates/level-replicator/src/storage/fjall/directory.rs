@@ -356,6 +356,17 @@ fn check_format(directory: &Path) -> Result<(), OpenError> {
     })
 }
 
+/// Opens an engine again that was opened just before.
+pub(super) fn open_again(path: &Path, options: &FjallOptions) -> Result<Engine, OpenError> {
+    contain(|| open_engine(path, options)).unwrap_or_else(|panic| {
+        Err(OpenError::Damaged {
+            path: path.to_owned(),
+            file: path.to_owned(),
+            problem: format!("the engine gave up ({panic})"),
+        })
+    })
+}
+
 fn open_engine(path: &Path, options: &FjallOptions) -> Result<Engine, OpenError> {
     let engine_error = |error: fjall::Error| OpenError::Engine {
         path: path.to_owned(),

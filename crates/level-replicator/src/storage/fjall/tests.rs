@@ -595,3 +595,60 @@ fn no_reader_sees_half_a_batch_while_the_engine_flushes_and_merges() {
         is_done.store(true, Ordering::Relaxed);
     });
 }
+
+/// Copies a directory as it stands, as the end of its process would leave it.
+fn copy_as_it_stands(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_as_it_stands(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_open_after_an_unclean_end_shortens_a_long_journal_and_loses_nothing() {
+    let value = vec![0xa5; 1_000];
+    let (dir, copy) = (temp(), temp());
+    let storage = open(dir.path());
+    for number in 0..12_000u32 {
+        put(&storage, Table::Data, &number.to_be_bytes(), &value);
+        if number == 3_000 {
+            // What is in tables already is in the journal too.
+            storage.relieve();
+        }
+    }
+    copy_as_it_stands(dir.path(), copy.path());
+    let journal_bytes = |storage: &FjallStorage| storage.stats().journal_bytes.unwrap();
+    assert!(journal_bytes(&storage) > LONG_JOURNAL);
+    drop(storage);
+
+    for round in 0..3u32 {
+        let storage = open(copy.path());
+        assert!(journal_bytes(&storage) < LONG_JOURNAL, "round {round}");
+        let entries = storage.snapshot().range(Table::Data, Unbounded, Unbounded);
+        assert_eq!(keys(entries).len(), 12_000 + round as usize);
+        // What is written next counts, however the process ends.
+        put(
+            &storage,
+            Table::Data,
+            &(12_000 + round).to_be_bytes(),
+            b"new",
+        );
+        put(
+            &storage,
+            Table::Data,
+            &0u32.to_be_bytes(),
+            &round.to_be_bytes(),
+        );
+        let next = temp();
+        copy_as_it_stands(copy.path(), next.path());
+        drop(storage);
+        let newer = open(next.path()).get(Table::Data, &0u32.to_be_bytes());
+        assert_eq!(newer.unwrap().unwrap(), round.to_be_bytes().to_vec());
+    }
+}

@@ -300,6 +300,10 @@ impl Obedient {
         joining
             .join()
             .map_err(|_| "the waiting thread panicked")??;
+        // Both know the same; the last claim may still be on its way.
+        while self.db.status().sync_state != SyncState::Settled {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         Ok(())
     }
 

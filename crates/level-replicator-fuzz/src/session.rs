@@ -37,7 +37,7 @@ pub const TARGET: Target = Target {
     body: run,
     seeds,
     remake: None,
-    deep_percent_min: 30,
+    deep_percent_min: 20,
     outcomes_min: 30,
 };
 

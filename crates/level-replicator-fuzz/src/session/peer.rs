@@ -226,7 +226,9 @@ impl Names {
     }
 
     fn plan(purpose: Purpose, fields: &mut Fields<'_>) -> Message {
-        let all = fields.below(8) > 0;
+        // Heals of a part are refused.
+        let parts_of = if purpose == Purpose::Heal { 64 } else { 8 };
+        let all = fields.below(parts_of) > 0;
         Message::Plan(Plan {
             purpose,
             seed: fields.number(),
@@ -419,7 +421,8 @@ impl Names {
                 messages.push(Message::Records(self.records(fields)));
             }
             messages.push(Names::absent(count, fields));
-            if fields.is_odd() {
+            // Out of order half of the time, and in a scrub always.
+            if fields.below(8) == 0 {
                 messages.push(Message::Reached(Names::bound(fields)));
             }
         }

@@ -112,10 +112,11 @@ fn main() -> Result<ExitCode> {
         .to_possible_value()
         .ok_or("every measure has a name")?;
     let command = format!(
-        "{} --keys {} --runs {}",
+        "{} --keys {} --runs {} --seconds {}",
         measure.get_name(),
         args.keys,
-        args.runs
+        args.runs,
+        args.seconds
     );
     let is_proof = matches!(
         args.measure,

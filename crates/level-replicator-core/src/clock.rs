@@ -474,6 +474,11 @@ impl Clock {
         }
         hash.digest128()
     }
+
+    /// The lower half of the fingerprint, for a hello: as long as those of the members and the epoch.
+    pub fn short_digest(&self) -> u64 {
+        self.digest() as u64
+    }
 }
 
 impl FromIterator<Dot> for Clock {

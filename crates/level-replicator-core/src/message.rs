@@ -140,7 +140,7 @@ pub struct Hello {
     /// A random number of this link's end, to tell a process from a copy of its memory.
     pub token: u64,
     /// Fingerprint of its floor.
-    pub floor_digest: u128,
+    pub floor_digest: u64,
     /// Fingerprint of what it knows of members and the epoch.
     pub cluster_digest: u64,
     /// Fingerprint of the epoch's name.
@@ -669,7 +669,7 @@ impl Hello {
         hello.settled = flags & HELLO_SETTLED != 0;
         hello.heals = flags & HELLO_HEALS != 0;
         hello.token = reader.u64()?;
-        hello.floor_digest = u128::from_be_bytes(reader.array()?);
+        hello.floor_digest = reader.u64()?;
         hello.cluster_digest = reader.u64()?;
         hello.epoch_digest = reader.u64()?;
         hello.addresses_digest = reader.u64()?;

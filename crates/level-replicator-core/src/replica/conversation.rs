@@ -96,7 +96,7 @@ impl Replica {
             heals: self.healing.is_some(),
             settled: !self.state.is_catching_up(),
             token,
-            floor_digest: self.state.floor().digest(),
+            floor_digest: self.state.floor().short_digest(),
             cluster_digest: self.state.cluster_digest(),
             epoch_digest: epoch_digest(self.state.epoch()),
             addresses_digest: self.addresses_digest(),

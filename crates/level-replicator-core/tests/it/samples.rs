@@ -88,7 +88,7 @@ pub(crate) fn hello() -> Hello {
         settled: true,
         heals: false,
         token: 0x0bad_cafe_0bad_cafe,
-        floor_digest: 0x2222_3333_4444_5555_6666_7777_8888_9999,
+        floor_digest: 0x2222_3333_4444_5555,
         cluster_digest: 0x3333_4444_5555_6666,
         epoch_digest: 0x4444_5555_6666_7777,
         addresses_digest: 0xfeed_beef_dead_cafe,

@@ -175,7 +175,7 @@ impl Names {
             heals: echoes & 32 != 0,
             settled: form & 32 != 0,
             token: u64::from(form) << 56,
-            floor_digest: echo(2).map_or(u128::from(form), |theirs| theirs.floor_digest),
+            floor_digest: echo(2).map_or(u64::from(form), |theirs| theirs.floor_digest),
             cluster_digest: echo(8).map_or(u64::from(form), |theirs| theirs.cluster_digest),
             epoch_digest: echo(16).map_or(u64::from(form), |theirs| theirs.epoch_digest),
             addresses_digest: u64::from(form),

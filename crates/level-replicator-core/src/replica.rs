@@ -91,6 +91,8 @@ pub struct SyncId(u64);
 
 struct SyncRequest {
     since_us: u64,
+    /// Links from this one on were begun for it: an older one that fails is tried again.
+    since_link: LinkId,
     waiting: BTreeSet<Address>,
     failed: BTreeSet<Address>,
 }
@@ -443,6 +445,7 @@ impl Replica {
         self.next_sync += 1;
         let mut request = SyncRequest {
             since_us: now.steady_us,
+            since_link: LinkId(self.next_link),
             waiting: BTreeSet::new(),
             failed: BTreeSet::new(),
         };
@@ -789,10 +792,16 @@ impl Replica {
             let retry = Duration::from_millis(retry_ms).min(BUSY_MAX);
             peer.due_us = peer.due_us.max(now.plus(retry));
         }
+        let mut again = false;
         for request in self.syncs.values_mut() {
-            if request.waiting.remove(address) {
+            if link < request.since_link {
+                again |= request.waiting.contains(address);
+            } else if request.waiting.remove(address) {
                 request.failed.insert(address.clone());
             }
+        }
+        if again && let Some(peer) = self.peers.get_mut(address) {
+            peer.due_us = now.steady_us;
         }
         self.tell_error(Some(address.clone()), error);
         if lost {

@@ -65,6 +65,9 @@ pub struct Config {
     /// How long a cut that nobody may know any more is waited for before another is proposed; it
     /// doubles each time. Default 30 s.
     pub overdue: Duration,
+    /// How long the expired values of a replica that is gone for good stay before another deletes them.
+    /// Default one day.
+    pub expiry_grace: Duration,
     /// How long a member may be silent before deletes are reclaimed without it. When it comes back it is
     /// healed, and what it wrote meanwhile survives. Default 14 days.
     pub horizon: Duration,
@@ -96,6 +99,7 @@ impl Default for Config {
             reclaim_interval: Duration::from_secs(2),
             reclaim_pause: Duration::from_micros(200),
             overdue: Duration::from_secs(30),
+            expiry_grace: Duration::from_secs(24 * 60 * 60),
             horizon: Duration::from_secs(14 * 24 * 60 * 60),
         }
     }
@@ -154,6 +158,7 @@ impl Config {
             ("reclaim_interval", self.reclaim_interval),
             ("reclaim_pause", self.reclaim_pause),
             ("overdue", self.overdue),
+            ("expiry_grace", self.expiry_grace),
             ("horizon", self.horizon),
         ] {
             if value > DURATION_MAX {

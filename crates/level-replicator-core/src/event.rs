@@ -4,6 +4,7 @@ use crate::address::Address;
 use crate::clock::{Dot, ReplicaId, WriterId};
 use crate::record::Key;
 use crate::session::PeerError;
+use crate::state::ChangeKind;
 
 /// Something that happened. Events inform; nothing depends on their being read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub enum Event {
         key: Key,
         /// Who changed it.
         origin: Origin,
+        /// What became of it.
+        kind: ChangeKind,
     },
     /// A key now has two or more concurrent values.
     Conflict {

@@ -29,7 +29,7 @@ use crate::limits::{
 };
 use crate::mistake::{Mistake, is_planted};
 use crate::packing::RecordsEncoder;
-use crate::record::{Key, Record, content_hash};
+use crate::record::{Key, Record};
 use crate::state::{StateError, read_record};
 use crate::storage::{Entries, Snapshot, StorageError, Table};
 use crate::writers::Writers;
@@ -157,7 +157,7 @@ impl Glasses {
         bytes.extend_from_slice(&(key.len() as u32).to_be_bytes());
         bytes.extend_from_slice(key);
         for version in &record.live {
-            let hash = version.value().map(|value| content_hash(value));
+            let hash = version.content.hash();
             if hash.is_none() && is_scrub {
                 continue;
             }

@@ -117,6 +117,12 @@ pub const RECLAIM_STEP: usize = 1_024;
 /// What it costs to look at a record, when an entry of the log that leads to none costs 1.
 pub const RECLAIM_RECORD_COST: usize = 8;
 
+/// Expired values that are deleted in one step: keeps local writers waiting for about a millisecond.
+pub const EXPIRY_STEP: usize = 128;
+
+/// Expired values of others that are looked at in one step, to see whether their owner is gone.
+pub const EXPIRY_LOOK: usize = 1_024;
+
 /// Keys whose records one replica asks of another at once, because its own cannot be read.
 pub const WANTED_KEYS_MAX: usize = 3;
 

@@ -157,6 +157,14 @@ mistakes! {
     ReachedOverDamage = "reached-over-damage",
     /// A push calls its author's batches whole though parts of them have been replaced.
     WholeThoughReplaced = "whole-though-replaced",
+    /// Whoever finds that a value has expired by its own clock deletes it.
+    ExpiredByAnybody = "expired-by-anybody",
+    /// The delete of an expired value takes all else under the key with it.
+    ExpiryTakesAll = "expiry-takes-all",
+    /// An expired value is removed without a delete.
+    ExpiredWithoutDot = "expired-without-dot",
+    /// Nobody deletes the expired values of a replica that is gone.
+    OrphansStay = "orphans-stay",
 }
 
 impl Mistake {

@@ -22,6 +22,8 @@ const NEXT_SEQ: u8 = 8;
 const SAME_KEY_LEN: u8 = 16;
 /// The value is as long as the one before.
 const SAME_VALUE_LEN: u8 = 32;
+/// The live write is a value that expires.
+const UNTIL: u8 = 64;
 
 /// Packs records so that what they share with the one before costs nothing.
 #[derive(Debug, Default)]
@@ -92,7 +94,7 @@ impl RecordsEncoder {
         let next_seq = same_writer && before.seq.checked_add(1) == Some(version.dot.seq);
         let same_value_len = value_len == before.value_len;
         let flags = SIMPLE
-            | flag(version.value().is_none(), DELETE)
+            | kind(&version.content)
             | flag(same_writer, SAME_WRITER)
             | flag(next_seq, NEXT_SEQ)
             | flag(same_key_len, SAME_KEY_LEN)
@@ -111,6 +113,7 @@ impl RecordsEncoder {
             put_varint(&mut self.body, version.dot.seq);
         }
         self.put_stamp(version.stamp);
+        self.put_until(version);
         if let Some(value) = version.value() {
             if !same_value_len {
                 put_varint(&mut self.body, value_len as u64);
@@ -127,9 +130,10 @@ impl RecordsEncoder {
         self.put_key(key, shared_prefix(&self.before.key, key));
         put_varint(&mut self.body, record.live.len() as u64);
         for version in &record.live {
-            self.body.push(flag(version.value().is_none(), DELETE));
+            self.body.push(kind(&version.content));
             self.put_dot(version.dot);
             self.put_stamp(version.stamp);
+            self.put_until(version);
             if let Some(value) = version.value() {
                 put_prefixed(&mut self.body, value);
             }
@@ -156,6 +160,14 @@ impl RecordsEncoder {
         self.before.stamp = micros;
     }
 
+    /// When a value expires, as the step from its stamp.
+    fn put_until(&mut self, version: &Version) {
+        if let Some(until) = version.content.until() {
+            let step = until.as_micros() as i64 - version.stamp.as_micros() as i64;
+            put_varint(&mut self.body, zigzag(step));
+        }
+    }
+
     /// The place of a writer in the table at the front of the message.
     fn writer(&mut self, writer: WriterId) -> u64 {
         // Runs of one writer are the rule, so the last place is tried first.
@@ -168,6 +180,14 @@ impl RecordsEncoder {
             self.writers.len() - 1
         });
         place as u64
+    }
+}
+
+fn kind(content: &Content) -> u8 {
+    match content {
+        Content::Put(_) => 0,
+        Content::PutUntil(..) => UNTIL,
+        Content::Delete => DELETE,
     }
 }
 
@@ -262,14 +282,12 @@ impl RecordsDecoder {
         self.before.seq = seq;
         let dot = self.dot(self.before.writer, seq)?;
         let stamp = self.stamp()?;
-        let content = if flags & DELETE != 0 {
-            Content::Delete
-        } else {
+        let content = self.content(flags, stamp, |decoder| {
             if flags & SAME_VALUE_LEN == 0 {
-                self.before.value_len = self.reader.count(VALUE_BYTES_CEILING, 1)?;
+                decoder.before.value_len = decoder.reader.count(VALUE_BYTES_CEILING, 1)?;
             }
-            Content::Put(self.reader.bytes(self.before.value_len)?)
-        };
+            decoder.reader.bytes(decoder.before.value_len)
+        })?;
         let live = vec![Version {
             dot,
             stamp,
@@ -288,11 +306,9 @@ impl RecordsDecoder {
             let flags = self.reader.u8()?;
             let dot = self.any_dot()?;
             let stamp = self.stamp()?;
-            let content = if flags & DELETE != 0 {
-                Content::Delete
-            } else {
-                Content::Put(self.reader.prefixed(VALUE_BYTES_CEILING)?)
-            };
+            let content = self.content(flags, stamp, |decoder| {
+                decoder.reader.prefixed(VALUE_BYTES_CEILING)
+            })?;
             if live.last().is_some_and(|before| before.dot >= dot) {
                 return Err(INVALID);
             }
@@ -307,6 +323,23 @@ impl RecordsDecoder {
             seen.raise(self.any_dot()?);
         }
         Ok(Record { live, seen })
+    }
+
+    fn content(
+        &mut self,
+        flags: u8,
+        stamp: Stamp,
+        value: impl FnOnce(&mut Self) -> Result<Bytes, DecodeError>,
+    ) -> Result<Content, DecodeError> {
+        match flags & (DELETE | UNTIL) {
+            0 => Ok(Content::Put(value(self)?)),
+            DELETE => Ok(Content::Delete),
+            UNTIL => {
+                let until = stepped(stamp.as_micros(), self.reader.varint()?)?;
+                Ok(Content::PutUntil(value(self)?, until))
+            }
+            _ => Err(INVALID),
+        }
     }
 
     fn any_dot(&mut self) -> Result<Dot, DecodeError> {
@@ -325,12 +358,17 @@ impl RecordsDecoder {
     }
 
     fn stamp(&mut self) -> Result<Stamp, DecodeError> {
-        let step = unzigzag(self.reader.varint()?);
-        let micros = self.before.stamp.checked_add_signed(step).ok_or(INVALID)?;
-        self.before.stamp = micros;
-        let stamp = Stamp::from_micros(micros);
-        (stamp.as_micros() == micros)
-            .then_some(stamp)
-            .ok_or(INVALID)
+        let stamp = stepped(self.before.stamp, self.reader.varint()?)?;
+        self.before.stamp = stamp.as_micros();
+        Ok(stamp)
     }
+}
+
+/// The stamp that is a step away from another.
+fn stepped(before: u64, step: u64) -> Result<Stamp, DecodeError> {
+    let micros = before.checked_add_signed(unzigzag(step)).ok_or(INVALID)?;
+    let stamp = Stamp::from_micros(micros);
+    (stamp.as_micros() == micros)
+        .then_some(stamp)
+        .ok_or(INVALID)
 }

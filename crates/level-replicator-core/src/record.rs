@@ -5,7 +5,7 @@
 //! Shoker, Baquero 2016), with the clock of the whole replica as causal context.
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128};
 
 use crate::clock::{Clock, Dot, Known, Stamp, VersionVector, WriterId};
 use crate::codec::{DecodeError, Reader, put_varint, seal, unseal};
@@ -24,6 +24,8 @@ pub type Value = Bytes;
 pub enum Op {
     /// Sets a key to a value.
     Put(Key, Value),
+    /// Sets a key to a value that readers do not see any more when this moment has come.
+    PutUntil(Key, Value, Stamp),
     /// Removes a key.
     Delete(Key),
 }
@@ -32,7 +34,7 @@ impl Op {
     /// The key that the operation is about.
     pub fn key(&self) -> &Key {
         match self {
-            Op::Put(key, _) | Op::Delete(key) => key,
+            Op::Put(key, _) | Op::PutUntil(key, _, _) | Op::Delete(key) => key,
         }
     }
 }
@@ -42,8 +44,44 @@ impl Op {
 pub enum Content {
     /// A value.
     Put(Value),
+    /// A value that readers hide from this moment on, each by its own clock. It stays what it is until
+    /// a delete replaces it, which the replica that wrote it makes; see docs/causality.md.
+    PutUntil(Value, Stamp),
     /// Nothing: a *tombstone*, kept so that others learn of the delete.
     Delete,
+}
+
+impl Content {
+    /// The value, unless the write was a delete.
+    pub fn value(&self) -> Option<&Value> {
+        match self {
+            Content::Put(value) | Content::PutUntil(value, _) => Some(value),
+            Content::Delete => None,
+        }
+    }
+
+    /// From when on readers hide the value, if ever.
+    pub fn until(&self) -> Option<Stamp> {
+        match self {
+            Content::PutUntil(_, until) => Some(*until),
+            Content::Put(_) | Content::Delete => None,
+        }
+    }
+
+    /// Whether readers hide it at a moment.
+    pub fn is_expired(&self, now: Stamp) -> bool {
+        self.until().is_some_and(|until| until <= now)
+    }
+
+    /// Four bytes that stand for the value, and the moment it expires, beside the write's dot.
+    pub fn hash(&self) -> Option<u32> {
+        let hash = match self {
+            Content::Put(value) => xxh3_64(value),
+            Content::PutUntil(value, until) => xxh3_64_with_seed(value, until.as_micros()),
+            Content::Delete => return None,
+        };
+        Some(hash as u32)
+    }
 }
 
 /// One write that nothing known here has replaced.
@@ -60,10 +98,7 @@ pub struct Version {
 impl Version {
     /// The value, unless the write was a delete.
     pub fn value(&self) -> Option<&Value> {
-        match &self.content {
-            Content::Put(value) => Some(value),
-            Content::Delete => None,
-        }
+        self.content.value()
     }
 }
 
@@ -88,6 +123,12 @@ impl Record {
     /// The live writes that left a value.
     pub fn puts(&self) -> impl Iterator<Item = &Version> + '_ {
         self.live.iter().filter(|version| version.value().is_some())
+    }
+
+    /// The values that readers may see at a moment.
+    pub fn shown(&self, now: Stamp) -> impl Iterator<Item = &Version> + '_ {
+        self.puts()
+            .filter(move |version| !version.content.is_expired(now))
     }
 
     /// The latest stamp among the live writes.
@@ -187,7 +228,7 @@ impl Record {
     pub fn stripped(&self, floor: &Clock) -> Option<Record> {
         let reaches = |dot: Dot| floor.get(dot.writer).map_or(0, Known::base) >= dot.seq;
         let is_below = |version: &Version| match version.content {
-            Content::Put(_) => floor.contains(version.dot),
+            Content::Put(_) | Content::PutUntil(..) => floor.contains(version.dot),
             Content::Delete if is_planted(Mistake::DeleteOverGap) => floor.contains(version.dot),
             Content::Delete if is_planted(Mistake::TombstonesByAge) => true,
             Content::Delete => reaches(version.dot),
@@ -239,10 +280,10 @@ impl Record {
         bytes.extend_from_slice(key);
         let rest = if siblings { &self.live[..] } else { &[] };
         for version in std::iter::once(first).chain(rest) {
-            if let Some(value) = version.value() {
+            if let Some(hash) = version.content.hash() {
                 bytes.extend_from_slice(&version.dot.writer.0.to_be_bytes());
                 bytes.extend_from_slice(&version.dot.seq.to_be_bytes());
-                bytes.extend_from_slice(&content_hash(value).to_be_bytes());
+                bytes.extend_from_slice(&hash.to_be_bytes());
             }
         }
         Tally {
@@ -337,15 +378,16 @@ impl Tally {
     }
 }
 
-/// Four bytes that stand for a value's content beside its dot.
-pub fn content_hash(value: &[u8]) -> u32 {
-    xxh3_64(value) as u32
-}
-
 /// The flag of a record with exactly one live write and no history, the common case.
 const SINGLE: u8 = 1;
 /// With [`SINGLE`]: the one live write is a delete.
 const SINGLE_DELETE: u8 = 2;
+/// With [`SINGLE`]: the one live write is a value that expires.
+const SINGLE_UNTIL: u8 = 4;
+/// What a live write of another record is.
+const KIND_PUT: u8 = 0;
+const KIND_DELETE: u8 = 1;
+const KIND_UNTIL: u8 = 2;
 const STAMP_BYTES: usize = 7;
 
 /// The disk form of a record; see docs/storage.md.
@@ -360,28 +402,33 @@ pub fn encode_row(key: &[u8], record: &Record, ord: impl Fn(WriterId) -> WriterO
         put_varint(out, u64::from(ord(dot.writer)));
         put_varint(out, dot.seq);
     };
-    let put_stamp = |out: &mut Vec<u8>, stamp: Stamp| {
-        out.extend_from_slice(&stamp.as_micros().to_be_bytes()[8 - STAMP_BYTES..]);
-    };
 
     if let ([version], true) = (&record.live[..], record.seen.is_empty()) {
-        let value = version.value();
-        out.push(SINGLE | if value.is_none() { SINGLE_DELETE } else { 0 });
+        let kind = match &version.content {
+            Content::Put(_) => 0,
+            Content::PutUntil(..) => SINGLE_UNTIL,
+            Content::Delete => SINGLE_DELETE,
+        };
+        out.push(SINGLE | kind);
         put_dot(&mut out, version.dot);
         put_stamp(&mut out, version.stamp);
-        if let Some(value) = value {
-            out.extend_from_slice(&content_hash(value).to_be_bytes());
+        put_content_head(&mut out, &version.content);
+        if let Some(value) = version.value() {
             out.extend_from_slice(value);
         }
     } else {
         out.push(0);
         put_varint(&mut out, record.live.len() as u64);
         for version in &record.live {
-            out.push(u8::from(version.value().is_none()));
+            out.push(match &version.content {
+                Content::Put(_) => KIND_PUT,
+                Content::PutUntil(..) => KIND_UNTIL,
+                Content::Delete => KIND_DELETE,
+            });
             put_dot(&mut out, version.dot);
             put_stamp(&mut out, version.stamp);
+            put_content_head(&mut out, &version.content);
             if let Some(value) = version.value() {
-                out.extend_from_slice(&content_hash(value).to_be_bytes());
                 put_varint(&mut out, value.len() as u64);
                 out.extend_from_slice(value);
             }
@@ -394,6 +441,20 @@ pub fn encode_row(key: &[u8], record: &Record, ord: impl Fn(WriterId) -> WriterO
     // Without spare room the bytes can be shared as they are.
     out.shrink_to_fit();
     out.into()
+}
+
+fn put_stamp(out: &mut Vec<u8>, stamp: Stamp) {
+    out.extend_from_slice(&stamp.as_micros().to_be_bytes()[8 - STAMP_BYTES..]);
+}
+
+/// What stands before a value: when it expires, and its hash.
+fn put_content_head(out: &mut Vec<u8>, content: &Content) {
+    if let Some(until) = content.until() {
+        put_stamp(out, until);
+    }
+    if let Some(hash) = content.hash() {
+        out.extend_from_slice(&hash.to_be_bytes());
+    }
 }
 
 /// Reads what [`encode_row`] wrote under the same key.
@@ -419,12 +480,7 @@ pub fn decode_row(key: &[u8], row: Bytes, writers: &Writers) -> Result<Record, D
     if flags & SINGLE != 0 {
         let dot = dot(&mut reader)?;
         let stamp = stamp(&mut reader)?;
-        let content = if flags & SINGLE_DELETE != 0 {
-            Content::Delete
-        } else {
-            reader.u32()?;
-            Content::Put(reader.bytes(reader.remaining())?)
-        };
+        let content = single_content(&mut reader, flags)?;
         reader.finish()?;
         let live = vec![Version {
             dot,
@@ -440,18 +496,25 @@ pub fn decode_row(key: &[u8], row: Bytes, writers: &Writers) -> Result<Record, D
     let count = reader.count(SIBLINGS_MAX, 1)?;
     let mut live = Vec::with_capacity(count);
     for _ in 0..count {
-        let is_delete = reader.u8()? != 0;
+        let kind = reader.u8()?;
         let dot = dot(&mut reader)?;
-        let stamp = stamp(&mut reader)?;
-        let content = if is_delete {
-            Content::Delete
-        } else {
+        let at = stamp(&mut reader)?;
+        let value = |reader: &mut Reader| {
             reader.u32()?;
-            Content::Put(reader.prefixed(VALUE_BYTES_CEILING)?)
+            reader.prefixed(VALUE_BYTES_CEILING)
+        };
+        let content = match kind {
+            KIND_PUT => Content::Put(value(&mut reader)?),
+            KIND_UNTIL => {
+                let until = stamp(&mut reader)?;
+                Content::PutUntil(value(&mut reader)?, until)
+            }
+            KIND_DELETE => Content::Delete,
+            _ => return Err(invalid),
         };
         live.push(Version {
             dot,
-            stamp,
+            stamp: at,
             content,
         });
     }
@@ -463,7 +526,7 @@ pub fn decode_row(key: &[u8], row: Bytes, writers: &Writers) -> Result<Record, D
     Ok(Record { live, seen })
 }
 
-/// The value of a row with exactly one live write, without looking up its writer.
+/// What a row with exactly one live write holds, without looking up its writer.
 ///
 /// `None` if there are several live writes or a history: then the record must be decoded.
 pub fn single_value(key: &[u8], row: &Bytes) -> Result<Option<Content>, DecodeError> {
@@ -473,13 +536,25 @@ pub fn single_value(key: &[u8], row: &Bytes) -> Result<Option<Content>, DecodeEr
     if flags & SINGLE == 0 {
         return Ok(None);
     }
+    reader.varint()?;
+    reader.varint()?;
+    reader.slice(STAMP_BYTES)?;
+    single_content(&mut reader, flags).map(Some)
+}
+
+/// The rest of a row with exactly one live write, behind the stamp.
+fn single_content(reader: &mut Reader, flags: u8) -> Result<Content, DecodeError> {
     if flags & SINGLE_DELETE != 0 {
-        return Ok(Some(Content::Delete));
+        return Ok(Content::Delete);
     }
-    reader.varint()?;
-    reader.varint()?;
-    reader.slice(STAMP_BYTES + 4)?;
-    Ok(Some(Content::Put(reader.bytes(reader.remaining())?)))
+    let until = (flags & SINGLE_UNTIL != 0).then(|| stamp(reader));
+    let until = until.transpose()?;
+    reader.u32()?;
+    let value = reader.bytes(reader.remaining())?;
+    Ok(match until {
+        Some(until) => Content::PutUntil(value, until),
+        None => Content::Put(value),
+    })
 }
 
 fn stamp(reader: &mut Reader) -> Result<Stamp, DecodeError> {

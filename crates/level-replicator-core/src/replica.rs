@@ -5,6 +5,7 @@
 //! [`Replica::poll_output`], and calls again at [`Replica::next_timeout`] at the latest.
 
 mod conversation;
+mod expiry;
 mod healing;
 mod membership;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use self::conversation::{check_dots, check_writers};
+use self::expiry::ExpiryTimes;
 use self::healing::Slices;
 use self::membership::EpochTimes;
 use crate::address::Address;
@@ -152,6 +154,7 @@ pub struct Replica {
     wants_scan: bool,
     /// When a reclaiming step is due, in steady microseconds.
     reclaim_us: u64,
+    expiry: ExpiryTimes,
     /// When a peer last proved that it held the same, in microseconds since 1970.
     agreed_us: Option<u64>,
     slices: Slices,
@@ -200,6 +203,7 @@ impl Replica {
             mend_us: now.steady_us,
             wants_scan: false,
             reclaim_us: now.steady_us,
+            expiry: ExpiryTimes::new(now),
             agreed_us: None,
             slices: Slices::default(),
         };
@@ -279,6 +283,7 @@ impl Replica {
         self.velocity.record_writes(now, ops.len() as u64);
         self.tell_changes(std::mem::take(&mut written.changed), Origin::Local);
         self.note_own_news(now);
+        self.plan_expiry(now);
         Ok(written)
     }
 
@@ -583,8 +588,8 @@ impl Replica {
         for change in changed {
             let key = change.key;
             if change.visible {
-                let key = key.clone();
-                let event = Event::Change { key, origin };
+                let (key, kind) = (key.clone(), change.kind);
+                let event = Event::Change { key, origin, kind };
                 self.outputs.push_back(Output::Event(event));
             }
             if change.conflict {

@@ -22,6 +22,8 @@ pub struct Sibling {
     pub stamp: Stamp,
     /// What was written.
     pub value: Value,
+    /// From when on readers do not see it any more, each by its own clock; `None` if it stays.
+    pub until: Option<Stamp>,
     /// The replica that wrote it.
     pub replica: ReplicaId,
 }
@@ -82,17 +84,24 @@ impl Resolver {
         }
     }
 
-    /// The value that readers see of a record, if it has any.
-    pub fn resolve(&self, key: &Key, record: &Record, writers: &Writers) -> Option<Value> {
-        let mut puts = record.puts();
-        let first = puts.next()?;
-        if puts.next().is_none() {
-            return first.value().cloned();
+    /// What readers see of a record at a moment, if it has any value then: the value, and when it expires.
+    pub fn resolve(
+        &self,
+        key: &Key,
+        record: &Record,
+        writers: &Writers,
+        now: Stamp,
+    ) -> Option<(Value, Option<Stamp>)> {
+        let mut shown = record.shown(now);
+        let first = shown.next()?;
+        if shown.next().is_none() {
+            let value = first.value()?.clone();
+            return Some((value, first.content.until()));
         }
-        let folded = siblings(key, record, writers)
+        let folded = siblings(key, record, writers, now)
             .into_iter()
             .reduce(|a, b| (self.fold)(a, b));
-        folded.map(|sibling| sibling.value)
+        folded.map(|sibling| (sibling.value, sibling.until))
     }
 }
 
@@ -108,11 +117,10 @@ impl fmt::Debug for Resolver {
     }
 }
 
-/// The live values of a record in canonical order: by stamp, then by dot.
-pub fn siblings(key: &Key, record: &Record, writers: &Writers) -> Vec<Sibling> {
+/// The values of a record that readers may see at a moment, in canonical order: by stamp, then by dot.
+pub fn siblings(key: &Key, record: &Record, writers: &Writers, now: Stamp) -> Vec<Sibling> {
     let mut siblings: Vec<Sibling> = record
-        .live
-        .iter()
+        .shown(now)
         .filter_map(|version| {
             let descriptor = writers.get(version.dot.writer)?;
             Some(Sibling {
@@ -120,6 +128,7 @@ pub fn siblings(key: &Key, record: &Record, writers: &Writers) -> Vec<Sibling> {
                 dot: version.dot,
                 stamp: version.stamp,
                 value: version.value()?.clone(),
+                until: version.content.until(),
                 replica: descriptor.replica,
             })
         })

@@ -8,6 +8,7 @@
 mod cluster;
 mod damage;
 mod edit;
+mod expiry;
 mod floor;
 mod join;
 mod progress;
@@ -22,6 +23,8 @@ use bytes::Bytes;
 
 use self::cluster::Life;
 use self::edit::Edit;
+use self::expiry::NextExpiry;
+pub use self::expiry::{Expired, Whose};
 use self::floor::{Floors, Reclaim};
 use self::progress::Progress;
 use crate::clock::{Clock, Dot, Known, Now, ReplicaId, Stamp, VersionVector, WriterId};
@@ -81,6 +84,19 @@ pub struct Changed {
     pub conflict: bool,
     /// Whether what readers see may have changed.
     pub visible: bool,
+    /// What became of the key.
+    pub kind: ChangeKind,
+}
+
+/// What became of a key that changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It has a value, a new one or another one.
+    Put,
+    /// Its value was deleted.
+    Delete,
+    /// Its value had expired, and this replica has deleted it. Others learn of an ordinary delete.
+    Expired,
 }
 
 /// How much of a peer's snapshot a commit makes complete.
@@ -169,6 +185,10 @@ pub struct State {
     /// How far a heal had come that was cut.
     progress: Progress,
     reclaim: Reclaim,
+    /// When the next values expire.
+    next_expiry: NextExpiry,
+    /// The row of the others' values that expire at which the last look ended, if more were due.
+    looked_to: Option<Bytes>,
     members: Members,
     lives: BTreeMap<ReplicaId, Life>,
     epoch: Epoch,
@@ -305,6 +325,7 @@ impl State {
         let mut unlogged = floor.clone();
         unlogged.union(&wanted);
         let reclaims = snapshot.get(Table::Meta, META_RECLAIM)?.is_some();
+        let next_expiry = NextExpiry::load(&*snapshot)?;
         let mut state = State {
             storage,
             replica,
@@ -324,6 +345,8 @@ impl State {
             wanted: Arc::new(wanted),
             unlogged: Arc::new(unlogged),
             progress,
+            next_expiry,
+            looked_to: None,
             lives,
             cluster_digest: digest(&members, &epoch),
             members,
@@ -489,6 +512,7 @@ impl State {
             };
             let content = match op {
                 Op::Put(_, value) => Content::Put(value.clone()),
+                Op::PutUntil(_, value, until) => Content::PutUntil(value.clone(), *until),
                 Op::Delete(_) if readable && old.puts().next().is_none() => continue,
                 Op::Delete(_) => Content::Delete,
             };
@@ -516,6 +540,10 @@ impl State {
                     key: key.clone(),
                     conflict: false,
                     visible: true,
+                    kind: match op {
+                        Op::Put(..) | Op::PutUntil(..) => ChangeKind::Put,
+                        Op::Delete(_) => ChangeKind::Delete,
+                    },
                 });
             }
         }
@@ -523,25 +551,43 @@ impl State {
             return Ok(written);
         }
 
-        if self.current.is_none() {
-            edit.put_new_writer(writer);
-        }
-        let Edit {
-            batch,
-            tally,
-            ghosts,
-            ..
-        } = edit;
-        self.commit(batch)?;
-        self.current = Some(writer);
+        self.commit_own(edit, writer, seq)?;
         self.writers = writers;
-        Arc::make_mut(&mut self.clock).insert_range(writer, 1..=seq);
-        self.tally_change = tally;
-        self.ghosts = self.ghosts.wrapping_add(ghosts);
         if log.is_some() {
             self.lose_tally();
         }
         Ok(written)
+    }
+
+    /// Commits writes of the current writer, which is minted by them if there was none.
+    fn commit_own(
+        &mut self,
+        mut edit: Edit<'_>,
+        writer: WriterId,
+        seq: u64,
+    ) -> Result<(), StorageError> {
+        if self.current.is_none() {
+            edit.put_new_writer(writer);
+        }
+        self.commit_edit(edit)?;
+        self.current = Some(writer);
+        Arc::make_mut(&mut self.clock).insert_range(writer, 1..=seq);
+        Ok(())
+    }
+
+    fn commit_edit(&mut self, edit: Edit<'_>) -> Result<(), StorageError> {
+        let Edit {
+            batch,
+            tally,
+            ghosts,
+            sooner,
+            ..
+        } = edit;
+        self.commit(batch)?;
+        self.tally_change = tally;
+        self.ghosts = self.ghosts.wrapping_add(ghosts);
+        self.next_expiry.note(sooner);
+        Ok(())
     }
 
     /// Adds writers that a peer described; parents come before their children.
@@ -809,7 +855,15 @@ impl Changed {
             key: key.clone(),
             conflict: new.puts().count() >= 2,
             visible: true,
+            kind: kind_of(new),
         }
+    }
+}
+
+fn kind_of(new: &Record) -> ChangeKind {
+    match new.puts().next() {
+        Some(_) => ChangeKind::Put,
+        None => ChangeKind::Delete,
     }
 }
 
@@ -819,5 +873,6 @@ fn describe_change(key: &Key, old: &Record, new: &Record) -> Changed {
         key: key.clone(),
         conflict: count(new) >= 2 && count(old) < 2,
         visible: !(old.puts().map(|put| put.dot)).eq(new.puts().map(|put| put.dot)),
+        kind: kind_of(new),
     }
 }

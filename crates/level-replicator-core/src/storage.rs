@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 /// The tables of a replica. The number is the table's name on disk and never changes.
 ///
-/// 10 is kept for the change feed.
+/// 11 is kept for the change feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Table {
@@ -38,11 +38,13 @@ pub enum Table {
     Epoch = 8,
     /// Keys whose record holds a delete or a version vector to which no log entry leads.
     Waiting = 9,
+    /// Moments at which values expire, with their keys.
+    Expiry = 10,
 }
 
 impl Table {
     /// Every table, in the order of their numbers.
-    pub const ALL: [Table; 10] = [
+    pub const ALL: [Table; 11] = [
         Table::Meta,
         Table::Writers,
         Table::Clock,
@@ -53,6 +55,7 @@ impl Table {
         Table::Members,
         Table::Epoch,
         Table::Waiting,
+        Table::Expiry,
     ];
 }
 

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use bytes::Bytes;
-use level_replicator_core::clock::{Clock, Dot, Known, Stamp, WriterId};
+use level_replicator_core::clock::{Clock, Dot, Known, Now, ReplicaId, Stamp, WriterId};
 use level_replicator_core::log;
-use level_replicator_core::record::{Op, Record, Tally};
+use level_replicator_core::record::{Content, Op, Record, Tally, Version};
 use level_replicator_core::resolver::Resolver;
 use level_replicator_core::state::{State, Written};
 use level_replicator_core::storage::Table;
@@ -79,7 +79,7 @@ impl Set {
 
 struct Write {
     dot: Dot,
-    value: Option<Bytes>,
+    content: Content,
     stamp: Stamp,
     /// All that it had seen of its key, without itself.
     past: Set,
@@ -120,20 +120,22 @@ impl KeyHistory {
         let greatest = self.greatest(known);
         let puts = greatest.iter().map(|write| &self.writes[write]);
         let mut dots: Vec<Dot> = puts
-            .filter(|write| write.value.is_some())
+            .filter(|write| write.content.value().is_some())
             .map(|write| write.dot)
             .collect();
         dots.sort();
         dots
     }
 
-    /// What a reader must see where this is known: the put with the greatest stamp, then dot.
-    fn winner(&self, known: &Set) -> Option<&Bytes> {
+    /// What a reader must see where this is known: the put with the greatest stamp, then dot, of those
+    /// that have not expired.
+    fn winner(&self, known: &Set, now: Stamp) -> Option<&Bytes> {
         let greatest = self.greatest(known);
         let puts = greatest.iter().map(|write| &self.writes[write]);
-        let puts = puts.filter(|write| write.value.is_some());
+        let puts = puts.filter(|write| write.content.value().is_some());
+        let puts = puts.filter(|write| write.content.until().is_none_or(|until| until > now));
         let winner = puts.max_by_key(|write| (write.stamp, write.dot))?;
-        winner.value.as_ref()
+        winner.content.value()
     }
 }
 
@@ -374,16 +376,17 @@ impl Oracle {
             let past = seen.past.get(op.key()).cloned().unwrap_or_default();
             let latest = seen.latest.get(op.key()).copied();
             check_stamp(version.stamp, latest, wall_us, version.dot)?;
-            let value = match op {
-                Op::Put(_, value) => Some(value.clone()),
-                Op::Delete(_) => None,
+            let content = match op {
+                Op::Put(_, value) => Content::Put(value.clone()),
+                Op::PutUntil(_, value, until) => Content::PutUntil(value.clone(), *until),
+                Op::Delete(_) => Content::Delete,
             };
-            if version.value() != value.as_ref() {
+            if version.content != content {
                 return broken("I1", format!("{} is not what was written", version.dot));
             }
             let write = Write {
                 dot: version.dot,
-                value,
+                content,
                 stamp: version.stamp,
                 past,
             };
@@ -408,6 +411,110 @@ impl Oracle {
         Ok(())
     }
 
+    /// Enters the deletes that a replica has made of expired values. By the rule, and not by its word,
+    /// each has seen what its replica knew of the key that had expired by its clock and was its own to
+    /// delete: what it wrote, or `grace_us` later what somebody wrote who is gone. Answers how many of
+    /// either kind there were.
+    pub fn enter_expired(
+        &mut self,
+        life: u64,
+        now: Now,
+        grace_us: u64,
+        state: &State,
+    ) -> Result<(u64, u64), Broken> {
+        let owner = |writer: WriterId| {
+            let descriptor = state.writers().get(writer);
+            descriptor.map(|descriptor| descriptor.replica)
+        };
+        let is_first = is_first_member(state);
+        let mut found: Vec<(Bytes, Version)> = Vec::new();
+        for (key, history) in &self.keys {
+            let Ok(record) = state.record(key) else {
+                continue;
+            };
+            let is_found = |version: &&Version| {
+                history.number(version.dot).is_none()
+                    && owner(version.dot.writer) == Some(state.replica())
+            };
+            let versions = record.live.iter().filter(is_found);
+            found.extend(versions.map(|version| (key.clone(), version.clone())));
+        }
+        found.sort_by_key(|(_, version)| version.dot);
+
+        let mut counts = (0, 0);
+        for (key, version) in found {
+            let Some(history) = self.keys.get(&key) else {
+                continue;
+            };
+            let (mut past, mut known) = (Set::default(), Set::default());
+            let (mut last, mut is_own) = (Stamp::default(), false);
+            for (number, write) in history.writes.iter().enumerate() {
+                if state.clock().contains(write.dot) {
+                    known.insert(number);
+                }
+            }
+            let live = history.greatest(&known);
+            for number in live.iter() {
+                let write = &history.writes[number];
+                let Some((until, owner)) = write.content.until().zip(owner(write.dot.writer))
+                else {
+                    continue;
+                };
+                let is_mine = owner == state.replica();
+                let late_us = if is_mine { 0 } else { grace_us };
+                let has_passed = until.as_micros().saturating_add(late_us) <= now.wall_us;
+                if has_passed && (is_mine || is_gone(state, owner) && is_first) {
+                    is_own |= is_mine;
+                    last = last.max(write.stamp);
+                    past.insert(number);
+                    past.add(&write.past);
+                }
+            }
+            if last == Stamp::default() {
+                let how = format!(
+                    "{} deletes {key:?}, of which nothing has expired",
+                    version.dot
+                );
+                return broken("X2", how);
+            }
+            if version.stamp <= last {
+                let how = format!("the stamp of {} is not after what expired", version.dot);
+                return broken("I8", how);
+            }
+            if version.value().is_some() {
+                // Another value of its own stands there again in the delete's place.
+                let same = |write: &usize| history.writes[*write].content == version.content;
+                let again = live.iter().find(same);
+                let Some(again) = again else {
+                    let how = format!("{} of {key:?} was written by nobody", version.dot);
+                    return broken("X2", how);
+                };
+                past.insert(again);
+                past.add(&history.writes[again].past);
+            }
+            if is_own {
+                counts.0 += 1;
+            } else {
+                counts.1 += 1;
+            }
+            let write = Write {
+                dot: version.dot,
+                content: version.content,
+                stamp: version.stamp,
+                past,
+            };
+            let before = self.writers.get(&version.dot.writer);
+            let life = before.map_or(life, |(life, _)| *life);
+            let entered = [(key.clone(), write)];
+            self.check_names(life, &entered, None)?;
+            let [(_, write)] = entered;
+            if let Some(history) = self.keys.get_mut(&key) {
+                history.writes.push(write);
+            }
+        }
+        Ok(counts)
+    }
+
     /// The operations that write something: the last on each key, and no delete of nothing.
     fn counting<'a>(&self, seen: &Seen, ops: &'a [Op]) -> Vec<&'a Op> {
         let is_last = |index: usize| {
@@ -421,7 +528,7 @@ impl Oracle {
                 && !seen.unreadable.contains(op.key())
                 && (seen.taken.contains(op.key())
                     || (self.keys.get(op.key()))
-                        .is_none_or(|history| history.winner(&past).is_none()))
+                        .is_none_or(|history| history.live_puts(&past).is_empty()))
         };
         let last = ops.iter().enumerate().filter(|(index, _)| is_last(*index));
         last.map(|(_, op)| op)
@@ -461,8 +568,10 @@ impl Oracle {
     pub fn check(
         &self,
         state: &State,
+        now: Now,
         is_damaged: impl Fn(&[u8]) -> bool,
     ) -> Result<Shown, Broken> {
+        let now = Stamp::from_micros(now.wall_us);
         let mut shown = Shown::default();
         let mut live_dots = BTreeMap::new();
         let mut sum = Tally::default();
@@ -473,7 +582,7 @@ impl Oracle {
             }
             let record = read(state, key)?;
             let known = self.known(state, key, history, &record)?;
-            self.check_key(state, key, history, &record, &known)?;
+            self.check_key(state, now, (key, history), &record, &known)?;
             for version in &record.live {
                 live_dots.insert(version.dot, key);
             }
@@ -500,8 +609,8 @@ impl Oracle {
     fn check_key(
         &self,
         state: &State,
-        key: &Bytes,
-        history: &KeyHistory,
+        now: Stamp,
+        (key, history): (&Bytes, &KeyHistory),
         record: &Record,
         known: &Set,
     ) -> Result<(), Broken> {
@@ -556,7 +665,7 @@ impl Oracle {
                 .number(version.dot)
                 .map(|number| &history.writes[number]);
             let same = write.is_some_and(|write| {
-                write.value.as_ref() == version.value() && write.stamp == version.stamp
+                write.content == version.content && write.stamp == version.stamp
             });
             if !same {
                 return broken(
@@ -565,8 +674,9 @@ impl Oracle {
                 );
             }
         }
-        let shown = Resolver::last_write_wins().resolve(key, record, state.writers());
-        let winner = history.winner(known);
+        let shown = Resolver::last_write_wins().resolve(key, record, state.writers(), now);
+        let shown = shown.map(|(value, _)| value);
+        let winner = history.winner(known, now);
         if is_exact && shown.as_ref() != winner {
             return broken(
                 "I1",
@@ -841,6 +951,43 @@ pub fn check_reclaimed(state: &State) -> Result<(), Broken> {
         }
     }
     Ok(())
+}
+
+/// Checks X1 at rest: no value of this replica is left that expired two seconds ago and more by its own
+/// clock, nor, if it is the first member, one that somebody has left who is gone, `grace_us` later.
+pub fn check_expired(state: &State, now: Now, grace_us: u64) -> Result<(), Broken> {
+    let ago = |us: u64| Stamp::from_micros(now.wall_us.saturating_sub(us));
+    let (long_ago, longer_ago) = (ago(2_000_000), ago(2_000_000 + grace_us));
+    let is_first = is_first_member(state);
+    let snapshot = state.storage().snapshot();
+    for entry in snapshot.range(Table::Data, Bound::Unbounded, Bound::Unbounded) {
+        let (key, _) = entry.or_else(|error| broken("X1", error.to_string()))?;
+        let record = read(state, &key)?;
+        let is_late = |version: &&Version| {
+            let descriptor = state.writers().get(version.dot.writer);
+            descriptor.is_some_and(|descriptor| {
+                let owner = descriptor.replica;
+                let own = owner == state.replica() && version.content.is_expired(long_ago);
+                let orphaned = is_gone(state, owner) && version.content.is_expired(longer_ago);
+                own || orphaned && is_first
+            })
+        };
+        if let Some(left) = record.live.iter().find(is_late) {
+            let how = format!("{key:?} still holds {}, which has expired", left.dot);
+            return broken("X1", how);
+        }
+    }
+    Ok(())
+}
+
+fn is_gone(state: &State, replica: ReplicaId) -> bool {
+    state.members().is_retired(replica) || state.life(replica).excluded
+}
+
+/// Whether nobody who takes part has a lesser name.
+fn is_first_member(state: &State) -> bool {
+    let takes_part = |other: &ReplicaId| *other == state.replica() || !state.life(*other).excluded;
+    state.members().active().filter(takes_part).min() == Some(state.replica())
 }
 
 /// Checks the second half of I6: no write of the own process is missing.

@@ -233,7 +233,11 @@ impl Plan {
         let op = |_| {
             let key = luck.usize(..self.keys);
             if percent(luck, profile.delete_percent) {
-                return Change { key, put: None };
+                return Change {
+                    key,
+                    put: None,
+                    expires_ms: None,
+                };
             }
             *values += 1;
             let is_long = percent(luck, profile.long_percent);
@@ -243,8 +247,14 @@ impl Plan {
             } else {
                 0
             };
-            let put = Some((*values, len));
-            Change { key, put }
+            // Chance of its own: profiles without expiry stay as they are.
+            let mut own = chance(self.seed, &[11, *values]);
+            let expires = percent(&mut own, profile.expiry_percent);
+            Change {
+                key,
+                put: Some((*values, len)),
+                expires_ms: expires.then(|| pick(&mut own, &[1, 30, 300, 2_000, 10_000])),
+            }
         };
         (0..count).map(op).collect()
     }
@@ -291,6 +301,7 @@ fn config(luck: &mut fastrand::Rng, profile: &Profile) -> Config {
         overdue: Duration::from_millis(pick(luck, &[500, 5_000])),
         horizon: Duration::from_millis(pick(luck, profile.horizons_ms)),
         first_sync_timeout: Duration::ZERO,
+        expiry_grace: Duration::from_secs(2),
         ..Config::default()
     }
 }

@@ -277,6 +277,7 @@ impl Run {
         if self.cluster.nodes[node].disk.has_crashed() {
             let lost = self.looks[node].lost_at_crash;
             self.release_disk(node, lost);
+            self.enter_expired_at_crash(node)?;
             self.plan_later(10_000, Later::Start(node));
         }
         let disk = self.cluster.nodes[node].disk.clone();
@@ -332,7 +333,11 @@ impl Run {
         let state = replica.state();
         let goes_on = replica.sessions().any(|session| session.is_resumed());
         let is_damaged = |key: &[u8]| disk.is_damaged(key);
-        let shown = self.oracle.check(state, is_damaged).map_err(named)?;
+        let now = self.cluster.now_at(node);
+        let grace_us = micros(self.cluster.config.expiry_grace);
+        let expired = self.oracle.enter_expired(life, now, grace_us, state);
+        let (own, others) = expired.map_err(named)?;
+        let shown = self.oracle.check(state, now, is_damaged).map_err(named)?;
         self.oracle.check_batches(state, &shown).map_err(named)?;
         if self.looks[node].life == life {
             let told = shown.check_told(&self.looks[node].shown, &changed, &in_conflict);
@@ -370,10 +375,25 @@ impl Run {
         trace.count_times("heals begun", u64::from(begun));
         trace.count_times("heals finished", u64::from(finished));
         trace.count_times("heals seen to go on", u64::from(goes_on));
+        trace.count_times("expired values deleted", own);
+        trace.count_times("expired values of others deleted", others);
         trace.count("checks");
         let has_gaps = look.clock.iter().any(|(_, known)| known.ahead_len() > 0);
         trace.count_times("clocks with gaps", u64::from(has_gaps));
         trace.count_times("replicas seen catching up", u64::from(is_catching_up));
+        Ok(())
+    }
+
+    /// Enters what a process had deleted when it died, by the clock that it died with.
+    fn enter_expired_at_crash(&mut self, node: usize) -> Result<(), Broken> {
+        let disk = self.cluster.nodes[node].disk.copy();
+        let Ok(left) = State::open(Arc::new(disk), [0; 16]) else {
+            return Ok(());
+        };
+        let life = self.cluster.nodes[node].life;
+        let now = self.cluster.now_at(node);
+        let grace_us = micros(self.cluster.config.expiry_grace);
+        self.oracle.enter_expired(life, now, grace_us, &left)?;
         Ok(())
     }
 

@@ -25,6 +25,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
             if let Event::Change {
                 key,
                 origin: Origin::Peer(replica),
+                ..
             } = event
             {
                 println!("{} came from {replica}", String::from_utf8_lossy(&key));

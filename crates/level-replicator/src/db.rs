@@ -5,14 +5,14 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use level_replicator_core::address::Address;
 use level_replicator_core::clock::{Dot, Now, ReplicaId};
 use level_replicator_core::limits::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX};
 use level_replicator_core::members::Member;
-use level_replicator_core::record::{Key, Op, Record, Value};
+use level_replicator_core::record::{Content, Key, Op, Record, Value};
 use level_replicator_core::replica::{FirstSync, Replica};
 use level_replicator_core::resolver::Sibling;
 use level_replicator_core::state::{Written, scan_tally};
@@ -24,10 +24,11 @@ use crate::driver;
 use crate::error::Error;
 use crate::event_hub::Events;
 use crate::options::{Durability, Options};
-use crate::range::{Conflicts, Range, View};
+use crate::put_options::PutOptions;
+use crate::range::{Conflicts, Entry, Range, View};
 use crate::shared::Shared;
 use crate::status::{MemberStatus, PeerStatus, ReclaimStatus, Status, SyncState};
-use crate::system_clock::{SystemClock, deadline};
+use crate::system_clock::{SystemClock, deadline, wall_time};
 use crate::transaction::Transaction;
 
 /// How often a transaction is tried before it gives up.
@@ -127,6 +128,21 @@ impl Db {
         Ok(written.last.expect("a put always writes"))
     }
 
+    /// The same as [`Db::put`], with options: such as when the value expires.
+    ///
+    /// # Errors
+    ///
+    /// As [`Db::put`].
+    pub fn put_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        options: &PutOptions,
+    ) -> Result<Dot, Error> {
+        let written = self.write(&[options.op(key.as_ref(), value.as_ref())])?;
+        Ok(written.last.expect("a put always writes"))
+    }
+
     /// What readers see of a key: its value, or of several concurrent ones what the resolver says.
     ///
     /// # Errors
@@ -142,10 +158,26 @@ impl Db {
         }
     }
 
+    /// The same as [`Db::get`], with the moment at which the value expires.
+    ///
+    /// # Errors
+    ///
+    /// As [`Db::get`].
+    pub fn entry(&self, key: impl AsRef<[u8]>) -> Result<Option<Entry>, Error> {
+        self.shared.check_open()?;
+        let key = Bytes::copy_from_slice(key.as_ref());
+        check_key(&key)?;
+        match self.shared.storage.get(Table::Data, &key)? {
+            None => Ok(None),
+            Some(row) => self.view().entry(&key, row),
+        }
+    }
+
     /// Removes one key: everything that this replica knows of it.
     ///
     /// A value written elsewhere that this replica has not heard of survives. The answer is `None`
-    /// if there was nothing to remove; then nothing is written.
+    /// if there was nothing to remove; then nothing is written. A value that has expired and is still
+    /// stored is something.
     ///
     /// # Errors
     ///
@@ -254,7 +286,10 @@ impl Db {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             tables: self.shared.storage.snapshot(),
-            view: self.view(),
+            view: View {
+                shared: Arc::clone(&self.shared),
+                moment: Some(self.shared.now_stamp()),
+            },
         }
     }
 
@@ -299,8 +334,8 @@ impl Db {
         let key = Bytes::copy_from_slice(key.as_ref());
         let value = Bytes::copy_from_slice(value.as_ref());
         let agrees = |record: &Record| {
-            let mut values = record.puts().filter_map(|put| put.value()).peekable();
-            values.peek().is_some() && values.all(|known| *known == value)
+            let wanted = Content::Put(value.clone());
+            record.puts().next().is_some() && record.puts().all(|put| put.content == wanted)
         };
         let op = [Op::Put(key.clone(), value.clone())];
         let written =
@@ -376,6 +411,36 @@ impl Db {
             }
             replica = self.wait_for_progress(replica, deadline.min(remind));
         }
+    }
+
+    /// The latest write of this open. Who has it, as [`Db::wait_replicated`] counts, has all earlier ones.
+    pub fn last_dot(&self) -> Option<Dot> {
+        let replica = self.shared.replica();
+        let writer = replica.state().current_writer()?;
+        let seq = replica.state().clock().get(writer)?.base();
+        (seq > 0).then_some(Dot { writer, seq })
+    }
+
+    /// The other replicas that are known to have a write, as last heard over open links; and reminds the
+    /// peers now and then. For those who cannot wait in [`Db::wait_replicated`]: ask again, and put the
+    /// answers together.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub fn replicas_with(&self, dot: Dot) -> Result<BTreeSet<ReplicaId>, Error> {
+        self.shared.check_open()?;
+        let now = self.shared.clock.now();
+        let mut replica = self.shared.replica();
+        let others = replica.replicated(dot);
+        let due_us = self.shared.remind_us.load(Ordering::Relaxed);
+        if now.steady_us >= due_us {
+            let next_us = now.plus(REMIND_INTERVAL);
+            self.shared.remind_us.store(next_us, Ordering::Relaxed);
+            replica.call_reachable(now);
+            self.shared.wake.notify_one();
+        }
+        Ok(others)
     }
 
     /// Adds the address of a peer, `host:port`.
@@ -586,6 +651,7 @@ impl Db {
     fn view(&self) -> View {
         View {
             shared: Arc::clone(&self.shared),
+            moment: None,
         }
     }
 
@@ -669,7 +735,7 @@ impl Db {
         for op in ops {
             check_key(op.key())?;
             bytes += op.key().len();
-            if let Op::Put(_, value) = op {
+            if let Op::Put(_, value) | Op::PutUntil(_, value, _) = op {
                 check_size("value", value.len(), value_max)?;
                 bytes += value.len();
             }
@@ -761,6 +827,17 @@ impl Batch<'_> {
         let key = Bytes::copy_from_slice(key.as_ref());
         let value = Bytes::copy_from_slice(value.as_ref());
         self.ops.push(Op::Put(key, value));
+        self
+    }
+
+    /// The same as [`Batch::put`], with options.
+    pub fn put_with(
+        &mut self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        options: &PutOptions,
+    ) -> &mut Self {
+        self.ops.push(options.op(key.as_ref(), value.as_ref()));
         self
     }
 
@@ -897,8 +974,4 @@ fn held_back_by(replica: &Replica, now: Now) -> Vec<(ReplicaId, Duration)> {
     missing
         .map(|(member, silent_us)| (member, Duration::from_micros(silent_us)))
         .collect()
-}
-
-fn wall_time(wall_us: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_micros(wall_us)
 }

@@ -1,7 +1,9 @@
 //! Reading many keys: lazily, in order, at one moment.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use level_replicator_core::clock::Stamp;
 use level_replicator_core::record::{Content, Key, Record, Value, single_value};
 use level_replicator_core::resolver::{Resolver, Sibling, siblings};
 use level_replicator_core::state::{StateError, read_record};
@@ -10,22 +12,52 @@ use level_replicator_core::writers::Writers;
 
 use crate::error::Error;
 use crate::shared::Shared;
+use crate::system_clock::wall_time;
+
+/// What readers see of a key: its value, and for how long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Entry {
+    /// The value.
+    pub value: Value,
+    /// From when on readers do not see it any more, each by its own clock; `None` if it stays.
+    pub expires_at: Option<SystemTime>,
+}
 
 /// Turns rows into what readers see.
 #[derive(Clone)]
 pub(crate) struct View {
     pub(crate) shared: Arc<Shared>,
+    /// The moment for which it is told what has expired; `None` stands for now, whenever that is.
+    pub(crate) moment: Option<Stamp>,
 }
 
 impl View {
     /// What readers see of a row.
     pub(crate) fn value(&self, key: &Key, row: Value) -> Result<Option<Value>, Error> {
+        Ok(self.shown(key, row)?.map(|(value, _)| value))
+    }
+
+    /// The same, with the moment at which it expires.
+    pub(crate) fn entry(&self, key: &Key, row: Value) -> Result<Option<Entry>, Error> {
+        let shown = self.shown(key, row)?;
+        Ok(shown.map(|(value, until)| Entry {
+            value,
+            expires_at: until.map(|until| wall_time(until.as_micros())),
+        }))
+    }
+
+    fn shown(&self, key: &Key, row: Value) -> Result<Option<(Value, Option<Stamp>)>, Error> {
         match single_value(key, &row) {
-            Ok(Some(Content::Put(value))) => Ok(Some(value)),
+            Ok(Some(Content::Put(value))) => Ok(Some((value, None))),
+            Ok(Some(Content::PutUntil(value, until))) => {
+                Ok((until > self.moment()).then_some((value, Some(until))))
+            }
             Ok(Some(Content::Delete)) => Ok(None),
             Ok(None) => {
                 let (record, writers) = self.record(key, row)?;
-                Ok(self.resolver().resolve(key, &record, &writers))
+                let moment = self.moment();
+                Ok(self.resolver().resolve(key, &record, &writers, moment))
             }
             Err(source) => Err(Error::Corrupt(StateError::Corrupt {
                 table: Table::Data,
@@ -50,7 +82,11 @@ impl View {
     /// The live values of a row in canonical order.
     pub(crate) fn siblings(&self, key: &Key, row: Value) -> Result<Vec<Sibling>, Error> {
         let (record, writers) = self.record(key, row)?;
-        Ok(siblings(key, &record, &writers))
+        Ok(siblings(key, &record, &writers, self.moment()))
+    }
+
+    fn moment(&self) -> Stamp {
+        self.moment.unwrap_or_else(|| self.shared.now_stamp())
     }
 
     fn resolver(&self) -> &Resolver {

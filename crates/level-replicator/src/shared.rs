@@ -1,9 +1,10 @@
 //! What the threads of a program and the database's own thread share.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use level_replicator_core::address::Address;
+use level_replicator_core::clock::Stamp;
 use level_replicator_core::replica::Replica;
 use level_replicator_core::resolver::Resolver;
 use level_replicator_core::storage::Storage;
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     /// Links whose tasks run.
     pub(crate) links: AtomicUsize,
     pub(crate) multicast: AtomicBool,
+    /// When peers may be reminded again of what somebody waits for, in steady microseconds.
+    pub(crate) remind_us: AtomicU64,
     pub(crate) may_write: AtomicBool,
     closed: AtomicBool,
     writers: RwLock<Arc<Writers>>,
@@ -65,6 +68,7 @@ impl Shared {
             stop: Notify::new(),
             links: AtomicUsize::new(0),
             multicast: AtomicBool::new(false),
+            remind_us: AtomicU64::new(0),
             may_write: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         }
@@ -88,6 +92,11 @@ impl Shared {
         let now = Arc::clone(self.replica().state().writers());
         *self.writers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&now);
         now
+    }
+
+    /// The moment that readers compare with when a value expires.
+    pub(crate) fn now_stamp(&self) -> Stamp {
+        Stamp::from_micros(self.clock.now().wall_us)
     }
 
     pub(crate) fn check_open(&self) -> Result<(), Error> {

@@ -32,6 +32,11 @@ impl SystemClock {
     }
 }
 
+/// The moment that lies this many microseconds after the beginning of 1970.
+pub(crate) fn wall_time(wall_us: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(wall_us)
+}
+
 /// The moment after a timeout that a caller chose; one too far away to be told is a year away.
 pub(crate) fn deadline(timeout: Duration) -> Instant {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);

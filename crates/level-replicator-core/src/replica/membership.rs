@@ -70,17 +70,20 @@ impl Replica {
         let outcome = self
             .tend_epoch(now)
             .and_then(|()| self.tend_reclaiming(now))
+            .and_then(|()| self.tend_expiry(now))
             .and_then(|()| self.tend_health(now));
         if let Err(error) = outcome {
             // It is tried again; meanwhile nothing is wrong but that nothing is reclaimed.
             self.epochs.look_us = now.plus(EPOCH_LOOK);
             self.reclaim_us = now.plus(EPOCH_LOOK);
+            self.expiry.wait_until(now.plus(EPOCH_LOOK));
             let again_us = now.plus(EPOCH_LOOK);
             let promote_us = micros(self.config.promote_timeout);
             self.mend_us = self.mend_us.max(again_us);
             self.healer_us = self.healer_us.max(again_us.saturating_sub(promote_us));
             self.tell_storage_error(now, &error);
         }
+        self.plan_expiry(now);
         self.spread_cluster(now);
     }
 
@@ -98,7 +101,8 @@ impl Replica {
         let scan = self.may_scan().then_some(0);
         let mends = self.log_is_damaged || self.state.has_collided();
         let mend = mends.then_some(self.mend_us);
-        let times = [reclaim, look, propose, promote, scan, mend];
+        let expiry = self.expiry.due_us();
+        let times = [reclaim, look, propose, promote, scan, mend, expiry];
         times.into_iter().flatten().min()
     }
 
@@ -131,14 +135,19 @@ impl Replica {
             .epochs
             .propose_us
             .is_some_and(|due| due <= now.steady_us);
+        if due {
+            // It is thought of again if the storage fails.
+            self.epochs.propose_us = Some(now.plus(self.config.reclaim_interval));
+        }
         if due && self.may_propose() {
-            self.epochs.propose_us = None;
-            if self.state.has_reclaimable()? {
+            let has_reclaimable = self.state.has_reclaimable()?;
+            if has_reclaimable {
                 self.state.propose()?;
+            }
+            self.epochs.propose_us = None;
+            if has_reclaimable {
                 return self.tend_epoch(now);
             }
-        } else if due {
-            self.epochs.propose_us = Some(now.plus(self.config.reclaim_interval));
         }
         Ok(())
     }

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::expiry::NextExpiry;
 use super::{State, last_writer_row, writer_row};
-use crate::clock::{Clock, Dot, WriterId};
+use crate::clock::{Clock, Dot, ReplicaId, WriterId};
 use crate::log;
 use crate::mistake::{Mistake, is_planted};
 use crate::record::{Key, Record, Tally, encode_row};
@@ -22,9 +23,13 @@ pub(super) struct Edit<'a> {
     pub(super) tally: Tally,
     /// How many more ghosts there are; wraps around.
     pub(super) ghosts: u64,
-    writers: &'a Writers,
+    pub(super) writers: &'a Writers,
     floor: Arc<Clock>,
     unlogged: Arc<Clock>,
+    /// Whose values that expire are its own to delete.
+    pub(super) replica: ReplicaId,
+    /// The first values that expire among those that were added.
+    pub(super) sooner: NextExpiry,
 }
 
 impl<'a> Edit<'a> {
@@ -40,6 +45,8 @@ impl<'a> Edit<'a> {
                 Arc::clone(&state.floor)
             },
             unlogged: Arc::clone(&state.unlogged),
+            replica: state.replica,
+            sooner: NextExpiry::default(),
         }
     }
 
@@ -75,6 +82,7 @@ impl<'a> Edit<'a> {
             self.ghosts = self.ghosts.wrapping_sub(1);
         }
         self.wait(key, old, &new);
+        self.follow_expiry(key, old, &new);
         self.tally.subtract(old.tally(key));
         self.tally.add(new.tally(key));
         new

@@ -238,15 +238,7 @@ impl State {
             edit.batch.remove(Table::Meta, META_RECLAIM);
         }
 
-        let Edit {
-            batch,
-            tally,
-            ghosts,
-            ..
-        } = edit;
-        self.commit(batch)?;
-        self.tally_change = tally;
-        self.ghosts = self.ghosts.wrapping_add(ghosts);
+        self.commit_edit(edit)?;
         self.reclaim = Reclaim {
             ranges,
             waiting,

@@ -170,6 +170,7 @@ impl State {
             mut batch,
             tally,
             ghosts,
+            sooner,
             ..
         } = edit;
         let progress = match reach {
@@ -195,6 +196,7 @@ impl State {
             self.tally_change = tally;
         }
         self.ghosts = self.ghosts.wrapping_add(ghosts);
+        self.next_expiry.note(sooner);
         self.take_floor(floor);
         if outcome.mended > 0 {
             self.lose_tally();

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::edit::Edit;
-use super::{Changed, META_COLLIDED, META_LAST_WRITER, State, StateError, put_writer_set};
+use super::{
+    ChangeKind, Changed, META_COLLIDED, META_LAST_WRITER, State, StateError, put_writer_set,
+};
 use crate::clock::{Known, Now, Stamp, WriterId};
 use crate::known_rows::put_base;
 use crate::log;
@@ -47,6 +49,7 @@ impl State {
             key: key.clone(),
             conflict: again.len() >= 2,
             visible: true,
+            kind: ChangeKind::Put,
         }))
     }
 
@@ -118,20 +121,12 @@ impl State {
         } else if is_new {
             edit.put_new_writer(writer);
         }
-        let Edit {
-            batch,
-            tally,
-            ghosts,
-            ..
-        } = edit;
-        self.commit(batch)?;
+        self.commit_edit(edit)?;
         self.writers = writers;
         if !is_apart {
             self.current = Some(writer);
         }
         Arc::make_mut(&mut self.clock).insert_range(writer, 1..=seq);
-        self.tally_change = tally;
-        self.ghosts = self.ghosts.wrapping_add(ghosts);
         Ok(())
     }
 

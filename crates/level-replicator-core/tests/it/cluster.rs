@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use level_replicator_core::address::Address;
-use level_replicator_core::clock::{Dot, Now};
+use level_replicator_core::clock::{Dot, Now, Stamp};
 use level_replicator_core::config::Config;
 use level_replicator_core::event::Event;
 use level_replicator_core::record::{Op, Record, Tally};
@@ -224,8 +224,9 @@ impl Cluster {
         let state = self.node(node).replica.state();
         let record = state.record(key.as_bytes()).expect("a good record");
         let key = Bytes::copy_from_slice(key.as_bytes());
-        let value = Resolver::last_write_wins().resolve(&key, &record, state.writers());
-        value.map(|value| String::from_utf8_lossy(&value).into_owned())
+        let now = Stamp::default();
+        let shown = Resolver::last_write_wins().resolve(&key, &record, state.writers(), now);
+        shown.map(|(value, _)| String::from_utf8_lossy(&value).into_owned())
     }
 
     pub(crate) fn siblings(&mut self, node: usize, key: &str) -> Vec<String> {
@@ -475,7 +476,9 @@ impl Cluster {
             let writers = self.state(node).writers();
             let contents = self.contents(node).into_iter();
             contents
-                .map(|(key, record)| Resolver::default().resolve(&key, &record, writers))
+                .map(|(key, record)| {
+                    Resolver::default().resolve(&key, &record, writers, Stamp::default())
+                })
                 .collect()
         };
         for &node in &running {

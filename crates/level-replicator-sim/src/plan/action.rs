@@ -195,6 +195,8 @@ pub struct Change {
     pub key: usize,
     /// The value: its number, and its length in bytes; `None` deletes.
     pub put: Option<(u64, usize)>,
+    /// After how many milliseconds the value expires, if it does.
+    pub expires_ms: Option<u64>,
 }
 
 impl fmt::Display for Action {
@@ -209,10 +211,16 @@ impl fmt::Display for Action {
         match self {
             Action::Write { node, ops } => {
                 write!(f, "{node} writes")?;
-                ops.iter().try_for_each(|change| match change.put {
-                    Some((value, 0)) => write!(f, " k{}=v{value}", change.key),
-                    Some((value, len)) => write!(f, " k{}=v{value} ({len} bytes)", change.key),
-                    None => write!(f, " k{} deleted", change.key),
+                ops.iter().try_for_each(|change| {
+                    match change.put {
+                        Some((value, 0)) => write!(f, " k{}=v{value}", change.key),
+                        Some((value, len)) => write!(f, " k{}=v{value} ({len} bytes)", change.key),
+                        None => write!(f, " k{} deleted", change.key),
+                    }?;
+                    match change.expires_ms {
+                        Some(ms) => write!(f, " for {ms} ms"),
+                        None => Ok(()),
+                    }
                 })
             }
             Action::Read { node } => write!(f, "{node} reads everything"),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use level_replicator_core::clock::{Now, Stamp};
 use level_replicator_core::record::Op;
 use level_replicator_core::state::State;
 
@@ -217,9 +218,9 @@ impl Run {
     }
 
     fn write(&mut self, node: usize, changes: &[Change]) -> Result<(), Broken> {
-        let ops: Vec<Op> = changes.iter().map(op).collect();
         let disk = self.cluster.nodes[node].disk.clone();
         let (life, now) = (self.cluster.nodes[node].life, self.cluster.now_at(node));
+        let ops: Vec<Op> = changes.iter().map(|change| op(change, now)).collect();
         let Some(state) = self.cluster.state(node) else {
             self.cluster.trace.count("writes to nobody");
             return Ok(());
@@ -266,6 +267,7 @@ impl Run {
                 Op::Put(_, value) => {
                     trace.count_times("values over 1 MiB", u64::from(value.len() > 1 << 20));
                 }
+                Op::PutUntil(..) => trace.count("values that expire"),
                 Op::Delete(_) => trace.count("deletes"),
             }
         }
@@ -366,14 +368,20 @@ fn reversed(again: &[u32]) -> Vec<u32> {
     again.iter().rev().copied().collect()
 }
 
-fn op(change: &Change) -> Op {
+fn op(change: &Change, now: Now) -> Op {
     let key = Bytes::from(format!("key{}", change.key));
     match change.put {
         None => Op::Delete(key),
         Some((value, len)) => {
             let mut bytes = value.to_string().into_bytes();
             bytes.resize(len.max(bytes.len()), b'.');
-            Op::Put(key, bytes.into())
+            match change.expires_ms {
+                None => Op::Put(key, bytes.into()),
+                Some(ms) => {
+                    let until = Stamp::from_micros(now.wall_us.saturating_add(1_000 * ms));
+                    Op::PutUntil(key, bytes.into(), until)
+                }
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use bytes::Bytes;
-use level_replicator_core::clock::Clock;
+use level_replicator_core::clock::{Clock, Now, Stamp};
 use level_replicator_core::frame::FrameWriter;
 use level_replicator_core::log;
 use level_replicator_core::message::{Heads, Message};
@@ -100,10 +100,14 @@ impl Stage {
     pub(super) fn act_on(&mut self, node: usize, deed: &[&str]) -> Result<(), String> {
         let name = self.name(node);
         match *deed {
-            ["put" | "delete", ..] => self.write_and_tell(node, &[op(deed)?]),
+            ["put" | "delete", ..] => {
+                let op = op(deed, self.cluster.now_at(node))?;
+                self.write_and_tell(node, &[op])
+            }
             ["batch", ref ops @ ..] => {
                 let ops = ops.split(|word| *word == ",").filter(|op| !op.is_empty());
-                let ops: Result<Vec<Op>, String> = ops.map(op).collect();
+                let now = self.cluster.now_at(node);
+                let ops: Result<Vec<Op>, String> = ops.map(|words| op(words, now)).collect();
                 self.write_and_tell(node, &ops?)
             }
             ["fill", prefix, count, "of", len, "bytes"] => {
@@ -264,8 +268,9 @@ impl Stage {
         };
         match state.record(key) {
             Ok(record) => {
-                let shown = self.resolvers[node].resolve(key, &record, state.writers());
-                shown.map_or("nothing".to_owned(), |value| text(&value))
+                let now = Stamp::from_micros(self.cluster.now_at(node).wall_us);
+                let shown = self.resolvers[node].resolve(key, &record, state.writers(), now);
+                shown.map_or("nothing".to_owned(), |(value, _)| text(&value))
             }
             Err(error) => self.names.translate(&error.to_string()),
         }
@@ -274,11 +279,12 @@ impl Stage {
     fn show(&mut self, node: usize) -> Result<(), String> {
         let state = self.cluster.state(node).ok_or("it does not run")?;
         let mut told = Vec::new();
+        let now = Stamp::from_micros(self.cluster.now_at(node).wall_us);
         let snapshot = state.storage().snapshot();
         for row in snapshot.range(Table::Data, Bound::Unbounded, Bound::Unbounded) {
             let (key, _) = row.map_err(|error| error.to_string())?;
             let record = state.record(&key).map_err(|error| error.to_string())?;
-            let mut values: Vec<String> = siblings(&key, &record, state.writers())
+            let mut values: Vec<String> = siblings(&key, &record, state.writers(), now)
                 .iter()
                 .map(|sibling| {
                     format!("{} ({})", text(&sibling.value), self.names.dot(sibling.dot))
@@ -557,8 +563,16 @@ impl Stage {
     }
 }
 
-fn op(words: &[&str]) -> Result<Op, String> {
+fn op(words: &[&str], now: Now) -> Result<Op, String> {
     match words {
+        ["put", key, content, "for", count, unit] => {
+            let until = now.wall_us.saturating_add_signed(span(count, unit)?);
+            Ok(Op::PutUntil(
+                value(key),
+                value(content),
+                Stamp::from_micros(until),
+            ))
+        }
         ["put", key, content] => Ok(Op::Put(value(key), value(content))),
         ["delete", key] => Ok(Op::Delete(value(key))),
         _ => Err(format!("no operation: {}", words.join(" "))),

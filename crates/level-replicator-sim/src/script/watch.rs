@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use level_replicator_core::clock::micros;
 use level_replicator_core::event::Event;
 use level_replicator_core::record::Op;
 use level_replicator_core::session::PeerError;
@@ -109,11 +110,16 @@ impl Stage {
         }
         let look = &self.looks[node];
         let disk = &self.cluster.nodes[node].disk;
+        let now = self.cluster.now_at(node);
         let checked = check_grown(&look.clock, state.clock())
             .and_then(|()| check_grown(&look.floor, state.floor()))
             .and_then(|()| check_ack(state, look.has_forgotten))
             .and_then(|()| self.oracle.check_floor(state))
-            .and_then(|()| self.oracle.check(state, |key| disk.is_damaged(key)))
+            .and_then(|()| {
+                let grace_us = micros(self.config.expiry_grace);
+                self.oracle.enter_expired(life, now, grace_us, state)
+            })
+            .and_then(|_| self.oracle.check(state, now, |key| disk.is_damaged(key)))
             .and_then(|shown| self.oracle.check_batches(state, &shown).map(|()| shown))
             .and_then(|shown| {
                 if look.life == life && self.oracle.writes() <= CLOSE_WATCH_MAX {

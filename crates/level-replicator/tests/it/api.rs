@@ -650,7 +650,7 @@ fn events_tell_of_local_and_remote_changes_and_of_conflicts() {
     first.put("key", "first").expect("a write");
     second.put("key", "second").expect("a write");
     let change = |event: &Event| match event {
-        Event::Change { key, origin } => Some((key.to_vec(), *origin)),
+        Event::Change { key, origin, .. } => Some((key.to_vec(), *origin)),
         _ => None,
     };
     assert_eq!(

@@ -144,6 +144,8 @@ pub enum Origin {
 pub enum Discovery {
     /// Named by the program or the configuration.
     Named,
+    /// Told by a source of peers: a name, a file, a command, or one of the program's own.
+    Source,
     /// Announced on the local network.
     Multicast,
     /// Told by another peer.

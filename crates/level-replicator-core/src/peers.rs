@@ -55,12 +55,13 @@ impl PeerTable {
                 peer.failures = 0;
                 peer.due_us = peer.due_us.min(now.steady_us);
             }
-            if discovery == Discovery::Named {
-                peer.discovery = Discovery::Named;
+            let is_told = discovery == Discovery::Source && peer.discovery != Discovery::Named;
+            if discovery == Discovery::Named || is_told {
+                peer.discovery = discovery;
             }
             return false;
         }
-        let full = self.peers.len() >= PEERS_MAX && discovery != Discovery::Named;
+        let full = self.peers.len() >= PEERS_MAX && !is_lasting(discovery);
         if full || !address.is_reachable() {
             return false;
         }
@@ -110,7 +111,7 @@ impl PeerTable {
     /// Gives named addresses that led to ourselves another chance: a name may lead elsewhere by now.
     pub fn forgive_selves(&mut self, now: Now) {
         for peer in self.peers.values_mut() {
-            if peer.discovery == Discovery::Named && peer.due_us <= now.steady_us {
+            if is_lasting(peer.discovery) && peer.due_us <= now.steady_us {
                 peer.is_self = false;
             }
         }
@@ -128,7 +129,7 @@ impl PeerTable {
         let pause = pause.min(micros(config.backoff_max)) as f64;
         peer.failures += 1;
         peer.due_us = now.steady_us + (pause * (1.0 - chance / 2.0)) as u64;
-        let lost = peer.discovery != Discovery::Named && peer.failures >= FAILURES_UNTIL_LOST;
+        let lost = !is_lasting(peer.discovery) && peer.failures >= FAILURES_UNTIL_LOST;
         if lost {
             self.peers.remove(address);
         }
@@ -142,6 +143,11 @@ impl PeerTable {
             .filter(move |(_, peer)| answered(peer))
             .map(|(address, _)| address)
     }
+}
+
+/// Whether an address stays though nobody answers there: somebody goes on naming it.
+fn is_lasting(discovery: Discovery) -> bool {
+    matches!(discovery, Discovery::Named | Discovery::Source)
 }
 
 /// A fingerprint of a set of addresses.

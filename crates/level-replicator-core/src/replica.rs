@@ -372,6 +372,14 @@ impl Replica {
         self.discovered(now, address, Discovery::Named);
     }
 
+    /// Removes an address that no source names any more, unless it was named otherwise.
+    pub fn remove_source_peer(&mut self, now: Now, address: &Address) {
+        let peer = self.peers.get(address);
+        if peer.is_some_and(|peer| peer.discovery == Discovery::Source) {
+            self.remove_peer(now, address);
+        }
+    }
+
     /// Removes an address, and ends the conversation with it.
     pub fn remove_peer(&mut self, now: Now, address: &Address) {
         let at_address = |session: &&Session| session.home.as_ref() == Some(address);
@@ -799,7 +807,7 @@ impl Replica {
         }
         let mut again = false;
         for request in self.syncs.values_mut() {
-            if link < request.since_link {
+            if link < request.since_link && !lost {
                 again |= request.waiting.contains(address);
             } else if request.waiting.remove(address) {
                 request.failed.insert(address.clone());

@@ -97,6 +97,12 @@ pub enum PeerError {
         /// What the storage says.
         reason: String,
     },
+    /// A source of peers failed; what it said last still holds.
+    #[error("source of peers: {reason}")]
+    Source {
+        /// What went wrong.
+        reason: String,
+    },
     /// The announcements on the local network do not work.
     #[error("multicast: {reason}")]
     Multicast {

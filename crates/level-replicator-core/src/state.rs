@@ -199,6 +199,8 @@ pub struct State {
     commits: u64,
     /// Whether changes are described in [`Written`] and [`State::apply`]: they cost copies.
     pub observed: bool,
+    /// Whether changes that come from peers are described, for the conflicts among them.
+    pub observes_conflicts: bool,
 }
 
 impl State {
@@ -355,6 +357,7 @@ impl State {
             promotions,
             commits: 0,
             observed: false,
+            observes_conflicts: false,
         };
         if rebuilt.is_some() {
             state.promote()?;

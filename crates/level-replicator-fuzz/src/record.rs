@@ -201,7 +201,9 @@ fn made(fields: &mut Fields<'_>) -> Outcome {
             }
         ];
         let stamp = Stamp::from_micros(fields.number());
-        let content = if form & 16 == 0 {
+        let content = if form & 0x90 == 0x80 {
+            Content::PutUntil(value.into(), Stamp::from_micros(fields.number()))
+        } else if form & 16 == 0 {
             Content::Put(value.into())
         } else {
             Content::Delete

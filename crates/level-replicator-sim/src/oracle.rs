@@ -182,6 +182,8 @@ pub struct Seen {
     latest: BTreeMap<Bytes, Stamp>,
     /// Keys whose records could not be read: a write replaces all that is known of them.
     unreadable: BTreeSet<Bytes>,
+    /// Keys without a value.
+    empty: BTreeSet<Bytes>,
     /// Keys of which half of a heal has taken every value, though the other half is yet to show why.
     taken: BTreeSet<Bytes>,
 }
@@ -226,7 +228,7 @@ impl Oracle {
     pub fn look(&self, state: &State, ops: &[Op]) -> Result<Seen, Broken> {
         let (mut pasts, mut unreadable) = (BTreeMap::new(), BTreeSet::new());
         let mut latest = BTreeMap::new();
-        let mut taken = BTreeSet::new();
+        let (mut empty, mut taken) = (BTreeSet::new(), BTreeSet::new());
         for op in ops {
             let mut past = Set::default();
             let record = state.record(op.key());
@@ -234,6 +236,9 @@ impl Oracle {
                 unreadable.insert(op.key().clone());
             }
             let holds_nothing = record.as_ref().is_ok_and(|it| it.puts().next().is_none());
+            if holds_nothing {
+                empty.insert(op.key().clone());
+            }
             if !state.wanted().is_empty() && holds_nothing {
                 taken.insert(op.key().clone());
             }
@@ -266,6 +271,7 @@ impl Oracle {
             past: pasts,
             latest,
             unreadable,
+            empty,
             taken,
         })
     }
@@ -524,6 +530,10 @@ impl Oracle {
         };
         let deletes_nothing = |op: &Op| {
             let past = seen.past.get(op.key()).cloned().unwrap_or_default();
+            if matches!(op, Op::Delete(_)) && !self.is_exact(op.key()) {
+                // A value may have appeared again beside the delete that had replaced it.
+                return seen.empty.contains(op.key());
+            }
             matches!(op, Op::Delete(_))
                 && !seen.unreadable.contains(op.key())
                 && (seen.taken.contains(op.key())

@@ -127,6 +127,9 @@ impl State {
         let before = seq;
         let mut handled = BTreeSet::new();
 
+        for row in due.damaged {
+            edit.batch.remove(Table::Expiry, row);
+        }
         for DueRow { row, until, key } in due.rows {
             let old = match self.record(&key) {
                 Ok(old) => old,
@@ -220,10 +223,11 @@ impl State {
                 due.last = due.rows.last().map(|last| last.row.clone());
                 break;
             }
-            let decoded = decode_row(row.clone());
-            let (until, key) =
-                decoded.map_err(|source| super::corrupt(Table::Expiry, &row, source))?;
-            due.rows.push(DueRow { row, until, key });
+            match decode_row(row.clone()) {
+                Ok((until, key)) => due.rows.push(DueRow { row, until, key }),
+                // It leads to nothing.
+                Err(_) => due.damaged.push(row),
+            }
         }
         Ok(due)
     }
@@ -355,7 +359,9 @@ struct DueRow {
 #[derive(Default)]
 struct Due {
     rows: Vec<DueRow>,
-    /// The last of them, if there are more.
+    /// Rows that are none.
+    damaged: Vec<Bytes>,
+    /// The last that was looked at, if there are more.
     last: Option<Bytes>,
 }
 
@@ -373,7 +379,7 @@ fn first_until(
         return Ok(None);
     };
     let (row, _) = entry?;
-    // A row that cannot be read is met, and told, at the next look.
+    // A row that is none is removed at the next look.
     Ok(Some(
         decode_row(row).map_or(Stamp::default(), |(until, _)| until),
     ))

@@ -81,7 +81,7 @@ impl State {
                             .iter()
                             .for_each(|version| added.insert(version.dot));
                         let mended = edit.replace(&key, &Record::default(), theirs);
-                        if self.observed {
+                        if self.observed || self.observes_conflicts {
                             outcome.changed.push(Changed::of_mended(&key, &mended));
                         }
                         joined.insert(key, mended);
@@ -120,7 +120,7 @@ impl State {
                     Some(version.dot.writer) == self.current && !new.holds(version.dot)
                 });
                 new = edit.replace(&key, &old, new);
-                if self.observed {
+                if self.observed || self.observes_conflicts {
                     outcome.changed.push(describe_change(&key, &old, &new));
                 }
             }

@@ -31,6 +31,10 @@ impl State {
     /// worst a value that was replaced somewhere appears again beside what replaced it. The log is
     /// rebuilt from the data. What comes first harms nobody if the end is never reached.
     ///
+    /// The histories of the records stay: whoever gets a write from here must learn what it had seen. So
+    /// they may say more than the clock, and refuse what others with an equal clock have taken from
+    /// somebody who was far behind; digests show that, and a scrub makes them equal.
+    ///
     /// Of a record that cannot be read nothing is known afterwards: neither its writes nor that they
     /// were here. So whatever a peer holds of it stands for it, and so does a local write.
     pub fn promote(&mut self) -> Result<(), StateError> {

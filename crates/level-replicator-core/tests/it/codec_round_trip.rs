@@ -59,7 +59,10 @@ fn every_cut_of_every_message_is_refused() {
 
 fn content() -> impl Strategy<Value = Content> {
     let value = proptest::collection::vec(any::<u8>(), 0..12).prop_map(Bytes::from);
-    prop_oneof![3 => value.prop_map(Content::Put), 1 => Just(Content::Delete)]
+    let until = prop_oneof![1_000..1_020u64, 0..=STAMP_MAX];
+    let expiring = (value.clone(), until)
+        .prop_map(|(value, until)| Content::PutUntil(value, Stamp::from_micros(until)));
+    prop_oneof![3 => value.prop_map(Content::Put), 1 => expiring, 1 => Just(Content::Delete)]
 }
 
 fn version() -> impl Strategy<Value = Version> {

@@ -98,6 +98,10 @@ impl Names {
         let content = match len % 4 {
             0 => Content::Delete,
             1 => Content::Put(vec![7; 16 * len].into()),
+            2 if len % 8 == 2 => {
+                let until = Stamp::from_micros(fields.number());
+                Content::PutUntil(vec![7; len % 16].into(), until)
+            }
             _ => Content::Put(vec![7; len % 16].into()),
         };
         Version {

@@ -20,6 +20,7 @@ use level_replicator_core::storage::{
     Snapshot as Tables, Storage, Table, bound_as_slice, prefix_bounds,
 };
 
+use crate::discovery::source::{self, SourceDesk, SourceSlot};
 use crate::driver;
 use crate::error::Error;
 use crate::event_hub::Events;
@@ -75,6 +76,7 @@ pub struct Db {
 struct Handle {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    sources: Arc<SourceDesk>,
 }
 
 impl Db {
@@ -102,8 +104,12 @@ impl Db {
         let handle = Arc::new(Handle {
             shared: Arc::clone(&shared),
             threads: Mutex::new(Vec::new()),
+            sources: Arc::default(),
         });
         let listener = listener.map(|(listener, _)| listener);
+        for slot in options.sources.clone() {
+            handle.ask_source(slot)?;
+        }
         handle.start("level-replicator", {
             let shared = Arc::clone(&shared);
             move || driver::run(&shared, &options, listener)
@@ -347,6 +353,13 @@ impl Db {
     pub fn events(&self) -> Events {
         let events = self.shared.events.subscribe();
         self.shared.replica().state_mut().observed = true;
+        events
+    }
+
+    /// Tells of everything but changes of keys; conflicts are told. It costs writers nothing.
+    pub fn events_but_changes(&self) -> Events {
+        let events = self.shared.events.subscribe_but_changes();
+        self.shared.replica().state_mut().observes_conflicts = true;
         events
     }
 
@@ -785,6 +798,17 @@ impl Handle {
         Ok(())
     }
 
+    /// Asks a source of peers on a thread of its own, for which nothing waits: it holds the database only
+    /// while it tells what it has heard.
+    fn ask_source(&self, slot: SourceSlot) -> Result<(), Error> {
+        let shared = Arc::downgrade(&self.shared);
+        self.sources.admit(&slot);
+        let desk = Arc::clone(&self.sources);
+        let thread = std::thread::Builder::new().name("level-replicator-peers".to_owned());
+        let thread = thread.spawn(move || source::watch(&shared, &desk, &slot));
+        thread.map(drop).map_err(Error::Thread)
+    }
+
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -793,6 +817,7 @@ impl Handle {
         if !self.shared.mark_closed() {
             return Err(Error::Closed);
         }
+        self.sources.close();
         self.shared.stop.notify_one();
         self.shared.progress.notify_all();
         for thread in self.threads().drain(..) {

@@ -2,3 +2,4 @@
 
 pub(crate) mod lan;
 pub(crate) mod multicast;
+pub(crate) mod source;

@@ -144,6 +144,10 @@ pub enum Error {
         problem: String,
     },
 
+    /// A text is no ticket. Nothing was changed.
+    #[error("this is no ticket, or not all of one: 'level-replicator invite' prints one")]
+    InvalidTicket,
+
     /// A text is no secret. Nothing was changed.
     #[error("{} no secret: expected one or two lines of 64 hex digits", describe(.path))]
     InvalidSecret {
@@ -196,7 +200,7 @@ pub enum Error {
     },
 
     /// No other member has this name. Nothing was changed.
-    #[error("no other member of the cluster is called {replica}; `members` lists them")]
+    #[error("no other member of the cluster is called {replica}: `status` lists them")]
     UnknownMember {
         /// The name.
         replica: ReplicaId,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -32,6 +33,8 @@ struct Hub {
 struct Queue {
     waiting: Mutex<Waiting>,
     arrived: Condvar,
+    /// Changes of keys are passed over.
+    skips_changes: AtomicBool,
 }
 
 #[derive(Default)]
@@ -52,7 +55,10 @@ impl EventHub {
         hub.queues.retain(|queue| match queue.upgrade() {
             None => false,
             Some(queue) => {
-                queue.push(event.clone());
+                let is_change = matches!(event, Event::Change { .. });
+                if !(is_change && queue.skips_changes.load(Ordering::Relaxed)) {
+                    queue.push(event.clone());
+                }
                 true
             }
         });
@@ -68,6 +74,13 @@ impl EventHub {
         hub.had_receiver = true;
         hub.queues.push(Arc::downgrade(&queue));
         Events { queue }
+    }
+
+    /// A new receiver that is not told of changes of keys.
+    pub(crate) fn subscribe_but_changes(&self) -> Events {
+        let events = self.subscribe();
+        events.queue.skips_changes.store(true, Ordering::Relaxed);
+        events
     }
 
     /// Ends every receiver once it has read what is there.

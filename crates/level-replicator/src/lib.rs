@@ -43,6 +43,7 @@ mod secret;
 mod shared;
 mod status;
 mod system_clock;
+mod ticket;
 mod transaction;
 mod transport;
 
@@ -61,6 +62,9 @@ pub use level_replicator_core::state::ChangeKind;
 
 pub use backup::{BackupProgress, BackupReport};
 pub use db::{Batch, Db, Snapshot};
+pub use discovery::source::{
+    DnsPeers, Interrupt, PeerSource, PeersCommand, PeersFile, StaticPeers,
+};
 pub use error::Error;
 pub use event_hub::Events;
 pub use options::{Durability, Options};
@@ -68,4 +72,5 @@ pub use put_options::PutOptions;
 pub use range::{Conflicts, Entry, Range};
 pub use secret::Secret;
 pub use status::{MemberStatus, PeerStatus, ReclaimStatus, Status, SyncState};
+pub use ticket::Ticket;
 pub use transaction::Transaction;

@@ -12,9 +12,11 @@ use level_replicator_core::storage::Storage;
 
 use crate::db::Db;
 use crate::discovery::multicast::MulticastConfig;
+use crate::discovery::source::{PeerSource, SourceSlot};
 use crate::error::Error;
 use crate::secret::Secret;
 use crate::storage::fjall::{FjallOptions, FjallStorage};
+use crate::ticket::Ticket;
 
 /// When a write counts as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,6 +50,7 @@ pub struct Options {
     pub(crate) config: Config,
     pub(crate) listen: Option<Address>,
     pub(crate) peers: Vec<Address>,
+    pub(crate) sources: Vec<SourceSlot>,
     pub(crate) multicast: Option<MulticastConfig>,
     pub(crate) secret: Option<Secret>,
     pub(crate) durability: Durability,
@@ -87,6 +90,28 @@ impl Options {
             self.peers.push(address);
         }
         self
+    }
+
+    /// A source of peers, asked `every` so often; any number. What it names is dialed until it names it no
+    /// more.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use level_replicator::{Options, PeersFile};
+    ///
+    /// let options = Options::new().peer_source(PeersFile::new("peers"), Duration::from_secs(2));
+    /// # let _ = options;
+    /// ```
+    pub fn peer_source(mut self, source: impl PeerSource + 'static, every: Duration) -> Options {
+        self.sources.push(SourceSlot::new(source, every));
+        self
+    }
+
+    /// The cluster, the secret and a peer that a ticket names.
+    pub fn join(self, ticket: &Ticket) -> Options {
+        self.cluster(ticket.cluster())
+            .secret(ticket.secret().clone())
+            .peer(ticket.address().as_str())
     }
 
     /// Whether to find peers on the local network. Default off. Without a secret, and when

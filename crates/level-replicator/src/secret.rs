@@ -1,6 +1,7 @@
 //! The secret of a cluster, and the keys that are made of it.
 
 use std::fmt;
+use std::io::Read;
 use std::path::Path;
 
 use zeroize::Zeroizing;
@@ -8,6 +9,9 @@ use zeroize::Zeroizing;
 use crate::error::Error;
 
 const KEY_BYTES: usize = 32;
+
+/// Longer than any file with a secret.
+const FILE_BYTES_MAX: u64 = 4_096;
 
 /// 256 random bits that every replica of a cluster shares; during a rotation, two of them.
 ///
@@ -64,12 +68,14 @@ impl Secret {
     /// [`Error::Io`] if the file cannot be read, [`Error::InvalidSecret`] if it holds anything else.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Secret, Error> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
+        let mut text = Zeroizing::new(String::new());
+        let read = std::fs::File::open(path)
+            .and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text));
+        read.map_err(|source| Error::Io {
             action: "read the secret",
             path: path.to_owned(),
             source,
         })?;
-        let text = Zeroizing::new(text);
         Secret::from_hex(&text).map_err(|_| Error::InvalidSecret {
             path: Some(path.to_owned()),
         })

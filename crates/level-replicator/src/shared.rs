@@ -5,7 +5,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use level_replicator_core::address::Address;
 use level_replicator_core::clock::Stamp;
-use level_replicator_core::replica::Replica;
+use level_replicator_core::event::Discovery;
+use level_replicator_core::replica::{Input, Replica};
 use level_replicator_core::resolver::Resolver;
 use level_replicator_core::storage::Storage;
 use level_replicator_core::writers::Writers;
@@ -92,6 +93,23 @@ impl Shared {
         let now = Arc::clone(self.replica().state().writers());
         *self.writers.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&now);
         now
+    }
+
+    /// Some addresses are named by sources, and others no longer.
+    pub(crate) fn tell_source(&self, come: &[Address], gone: &[Address]) {
+        if come.is_empty() && gone.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        let mut replica = self.replica();
+        for address in gone {
+            replica.remove_source_peer(now, address);
+        }
+        for address in come {
+            replica.handle_input(now, Input::Discovered(address.clone(), Discovery::Source));
+        }
+        drop(replica);
+        self.wake.notify_one();
     }
 
     /// The moment that readers compare with when a value expires.

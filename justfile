@@ -42,6 +42,11 @@ scenarios update="":
 golden:
     UPDATE_GOLDEN=1 cargo test -p level-replicator-core --test it wire_golden
 
+# Real Redis clients against a daemon: redis-cli, redis-benchmark, redis-py, node-redis, ioredis
+clients:
+    cargo build --release
+    crates/level-replicator-cli/clients/run "${CARGO_TARGET_DIR:-target}/release/level-replicator"
+
 # Watch three replicas diverge and agree again
 demo *arguments:
     cargo run --release -- demo {{arguments}}

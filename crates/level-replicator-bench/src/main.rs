@@ -15,6 +15,7 @@ mod obey;
 mod other_process;
 mod processes;
 mod proofs;
+mod redis;
 mod report;
 mod workload;
 
@@ -85,6 +86,8 @@ enum Measure {
     P10,
     /// What is on disk at rest.
     P12,
+    /// The Redis protocol, beside Redis.
+    P13,
     /// All of these.
     All,
     /// Proves that what was deleted stays deleted, whoever comes back.
@@ -145,6 +148,9 @@ fn main() -> Result<ExitCode> {
     }
     if wanted(Measure::P12) {
         at_rest::measure(keys, &mut report)?;
+    }
+    if args.measure == Measure::P13 || args.measure == Measure::All && redis::is_possible() {
+        redis::measure(keys, runs, &mut report)?;
     }
 
     print!("{report}");

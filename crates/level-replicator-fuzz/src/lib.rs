@@ -1,4 +1,4 @@
-//! Bytes that nobody meant, for everything that reads a peer or a disk.
+//! Bytes that nobody meant, for everything that reads a peer, a client or a disk.
 //!
 //! A *body* is a plain function of bytes that panics if something is broken that must hold whatever
 //! the bytes say: not only that nothing panics, but that what is read can be written and read again,
@@ -11,7 +11,7 @@
 //! | [`fields`] | numbers and pieces out of an input, which never run out |
 //! | [`mutation`] | what is changed in an input |
 //! | [`seeds`] | what real replicas say and store, to begin from |
-//! | [`frame`], [`message`], [`record`], [`disk`], [`announcement`], [`session`] | the bodies |
+//! | [`frame`], [`message`], [`record`], [`disk`], [`announcement`], [`session`], [`resp`] | the bodies |
 //! | [`corpus`] | the inputs that once found something |
 //! | [`campaign`] | the loop: mutate, run, judge; and make a finding small |
 
@@ -35,6 +35,8 @@ pub mod announcement;
 
 pub mod session;
 
+pub mod resp;
+
 pub mod corpus;
 
 pub mod campaign;
@@ -42,11 +44,12 @@ pub mod campaign;
 use target::Target;
 
 /// Every target, in the order in which bytes travel.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     frame::TARGET,
     message::TARGET,
     record::TARGET,
     disk::TARGET,
     announcement::TARGET,
     session::TARGET,
+    resp::TARGET,
 ];

@@ -1,6 +1,20 @@
 //! The tool as a person meets it.
 
+mod client;
+mod commands;
+mod daemon;
 mod demo;
+mod discovery;
+mod doors;
+mod redis;
+mod resp;
+mod resp_commands;
+mod resp_limits;
+mod resp_protocol;
+mod resp_replication;
+mod resp_scans;
+mod resp_transactions;
+mod unit;
 mod usage;
 
 use std::process::{Command, Output};

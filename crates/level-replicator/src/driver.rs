@@ -17,6 +17,7 @@ use level_replicator_core::event::{Discovery, Event};
 use level_replicator_core::replica::{Input, Output};
 use level_replicator_core::session::{LinkId, PeerError};
 use level_replicator_core::state::scan_tally;
+use level_replicator_core::storage::StorageError;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -56,9 +57,17 @@ pub(crate) enum FromLink {
     Discovered(Address, Discovery),
     MulticastJoined,
     MulticastFailed(PeerError),
-    SyncFailed(PeerError),
-    /// Everything that was committed is durable.
-    Synced,
+    /// Everything that was committed before the sync began is durable, or why it is not.
+    Synced(SyncCause, Result<(), StorageError>),
+}
+
+/// Who wanted a sync.
+#[derive(Clone, Copy)]
+pub(crate) enum SyncCause {
+    /// The replica, which waits for it.
+    Replica,
+    /// The clock.
+    Interval,
 }
 
 /// A peer that reached us and proved its membership.
@@ -105,13 +114,14 @@ pub(crate) fn run(shared: &Arc<Shared>, options: &Options, listener: Option<StdL
             )),
             links: HashMap::new(),
             work: Vec::new(),
+            is_syncing: false,
+            has_sync_failed: false,
             sender,
         };
         if let Some(listener) = listener {
             driver.accept_from(listener);
         }
         driver.look_around(options);
-        driver.sync_at_intervals();
         driver.run(receiver).await;
     });
     // A name that is being resolved must not hold up the end.
@@ -123,12 +133,18 @@ struct Driver {
     keys: Rc<ClusterKeys>,
     links: HashMap<LinkId, LinkHandle>,
     work: Vec<JoinHandle<()>>,
+    /// A sync of the interval's runs.
+    is_syncing: bool,
+    /// The interval's last sync failed.
+    has_sync_failed: bool,
     sender: Sender<FromLink>,
 }
 
 impl Driver {
     async fn run(&mut self, mut receiver: Receiver<FromLink>) {
         let shared = Arc::clone(&self.shared);
+        let mut sync_ticks = interval(SYNC_INTERVAL);
+        sync_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let due = self.feed_timeouts();
             let timer = async {
@@ -140,6 +156,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = shared.stop.notified() => break,
+                _ = sync_ticks.tick() => self.sync_at_interval(),
                 input = receiver.recv() => {
                     if let Some(input) = input {
                         self.take(input);
@@ -191,13 +208,32 @@ impl Driver {
             }
             FromLink::Discovered(address, by) => self.feed(Input::Discovered(address, by)),
             FromLink::MulticastJoined => self.shared.multicast.store(true, Ordering::Relaxed),
-            FromLink::Synced => self.feed(Input::Synced),
-            FromLink::MulticastFailed(error) | FromLink::SyncFailed(error) => {
-                tracing::warn!(%error);
-                let address = None;
-                self.shared.events.send(Event::Error { address, error });
+            FromLink::MulticastFailed(error) => self.tell_failure(error),
+            FromLink::Synced(SyncCause::Replica, outcome) => {
+                // The interval's sync fails too, and tells of it.
+                if outcome.is_ok() {
+                    self.feed(Input::Synced);
+                }
+            }
+            FromLink::Synced(SyncCause::Interval, outcome) => {
+                self.is_syncing = false;
+                // Most engines are done for then, but some recover: it is told once, and tried again.
+                let is_news = !std::mem::replace(&mut self.has_sync_failed, outcome.is_err());
+                if let Err(error) = outcome
+                    && is_news
+                {
+                    let reason = error.to_string();
+                    self.tell_failure(PeerError::Storage { reason });
+                }
             }
         }
+    }
+
+    /// Tells the program of an error that is no peer's.
+    fn tell_failure(&self, error: PeerError) {
+        tracing::warn!(%error);
+        let address = None;
+        self.shared.events.send(Event::Error { address, error });
     }
 
     /// Tells the replica what happened, and does what it answers.
@@ -243,20 +279,7 @@ impl Driver {
             Output::Close(link) => {
                 self.links.remove(&link);
             }
-            Output::Sync => {
-                let shared = Arc::clone(&self.shared);
-                let (tell, told) = oneshot::channel();
-                self.work(move || {
-                    let _ = tell.send(shared.group_sync.sync_all(&*shared.storage).is_ok());
-                });
-                let sender = self.sender.clone();
-                spawn_local(async move {
-                    // A failure is told by the sync that is made at intervals.
-                    if let Ok(true) = told.await {
-                        let _ = sender.send(FromLink::Synced).await;
-                    }
-                });
-            }
+            Output::Sync => self.sync(SyncCause::Replica),
             Output::Scan => {
                 let shared = Arc::clone(&self.shared);
                 self.work(move || scan(&shared));
@@ -266,6 +289,28 @@ impl Driver {
                 self.shared.events.send(event);
             }
         }
+    }
+
+    /// Makes durable what was committed since the last time.
+    fn sync_at_interval(&mut self) {
+        if !self.is_syncing && self.shared.group_sync.is_behind() {
+            self.is_syncing = true;
+            self.sync(SyncCause::Interval);
+        }
+    }
+
+    fn sync(&mut self, cause: SyncCause) {
+        let shared = Arc::clone(&self.shared);
+        let (tell, told) = oneshot::channel();
+        self.work(move || {
+            let _ = tell.send(shared.group_sync.sync_all(&*shared.storage));
+        });
+        let sender = self.sender.clone();
+        spawn_local(async move {
+            if let Ok(outcome) = told.await {
+                let _ = sender.send(FromLink::Synced(cause, outcome)).await;
+            }
+        });
     }
 
     /// Does something that takes a while on a thread of its own. The end waits for it.
@@ -375,35 +420,6 @@ impl Driver {
         };
         drop(replica);
         spawn_local(lan.run(self.sender.clone()));
-    }
-
-    fn sync_at_intervals(&self) {
-        let shared = Arc::clone(&self.shared);
-        let sender = self.sender.clone();
-        spawn_local(async move {
-            let mut ticks = interval(SYNC_INTERVAL);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut failed_before = false;
-            loop {
-                ticks.tick().await;
-                if !shared.group_sync.is_behind() {
-                    continue;
-                }
-                let syncing = Arc::clone(&shared);
-                let synced =
-                    spawn_blocking(move || syncing.group_sync.sync_all(&*syncing.storage)).await;
-                let failed = match synced {
-                    Ok(Err(error)) => Some(error.to_string()),
-                    _ => None,
-                };
-                // Most engines are done for then, but some recover: say it once, and go on trying.
-                let is_news = !std::mem::replace(&mut failed_before, failed.is_some());
-                if let Some(reason) = failed.filter(|_| is_news) {
-                    let failed = FromLink::SyncFailed(PeerError::Storage { reason });
-                    let _ = sender.send(failed).await;
-                }
-            }
-        });
     }
 
     /// Says goodbye to everybody, and waits a moment for it to arrive.

@@ -390,6 +390,12 @@ fn damage_that_only_a_merge_meets_loses_nothing_else() {
     let middle = fs::metadata(&table).expect("a file").len() / 2;
     flip_in_place(&table, middle);
 
+    let check = |error: &Error| {
+        let text = error.to_string();
+        for words in [path.to_str().expect("a text"), "move it away"] {
+            assert!(text.contains(words), "'{text}' says no '{words}'");
+        }
+    };
     // Each close adds a table, so that tables are merged.
     for round in 0..10 {
         let outcome = alone().open(&path).and_then(|db| {
@@ -397,13 +403,12 @@ fn damage_that_only_a_merge_meets_loses_nothing_else() {
             db.close()
         });
         if let Err(error) = outcome {
-            let text = error.to_string();
-            for words in [path.to_str().expect("a text"), "move it away"] {
-                assert!(text.contains(words), "'{text}' says no '{words}'");
-            }
+            check(&error);
         }
     }
-    let db = alone().open(&path).expect("what is read at first is whole");
+    // A merge that meets the damage before the first commit ends the engine, and with it the open.
+    let mut opened = (0..100).map(|_| alone().open(&path).inspect_err(check));
+    let db = (opened.find_map(Result::ok)).expect("most opens come before the merge");
     let mut errors = 0;
     for number in 0..200 {
         match db.get(key(number)) {

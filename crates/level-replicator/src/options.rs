@@ -231,7 +231,7 @@ impl Options {
         self
     }
 
-    /// Memory for blocks of data that were read, in bytes. Default 64 MiB.
+    /// Memory for data that was read, in bytes. Default 64 MiB.
     pub fn cache_bytes(mut self, bytes: u64) -> Options {
         self.engine.cache_bytes = bytes;
         self

@@ -8,6 +8,7 @@
 
 mod directory;
 mod inspect;
+mod row_cache;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ use level_replicator_core::storage::{
 pub use directory::OpenError;
 use directory::{DataDirectory, Engine, Lock, empty_journal};
 pub(crate) use directory::{RESTORE, sync_all, sync_parent};
+use row_cache::RowCache;
 
 /// With fewer than three workers the engine can stop flushing for good.
 const WORKER_THREADS: usize = 4;
@@ -68,8 +70,19 @@ const FAILED_WORKERS_GRACE: Duration = Duration::from_millis(100);
 /// How a [`FjallStorage`] uses memory.
 #[derive(Debug, Clone)]
 pub struct FjallOptions {
-    /// Bytes of table blocks kept in memory. Default: 64 MiB.
+    /// Bytes of table blocks and rows kept in memory. Default: 64 MiB.
     pub cache_bytes: u64,
+}
+
+impl FjallOptions {
+    /// The part of the cache that keeps rows of [`Table::Data`]; the rest keeps blocks.
+    fn row_cache_bytes(&self) -> u64 {
+        self.cache_bytes / 4
+    }
+
+    fn block_cache_bytes(&self) -> u64 {
+        self.cache_bytes - self.row_cache_bytes()
+    }
 }
 
 impl Default for FjallOptions {
@@ -100,6 +113,8 @@ pub struct FjallStorage {
 /// the journal and closes it; only then may another take the lock.
 struct Shared {
     engine: Option<Engine>,
+    /// Rows of [`Table::Data`].
+    rows: RowCache,
     /// Held for writing during a commit, and for reading while a snapshot is taken.
     ///
     /// The engine means to hide a batch until it is whole, but a flush or a merge that ends meanwhile
@@ -136,6 +151,7 @@ impl FjallStorage {
         let engine = with_short_journal(engine, options)?;
         let shared = Shared {
             engine: Some(engine),
+            rows: RowCache::new(options.row_cache_bytes()),
             commit: RwLock::new(()),
             failure: OnceLock::new(),
             _lock: lock,
@@ -185,9 +201,22 @@ fn with_short_journal(engine: Engine, options: &FjallOptions) -> Result<Engine, 
 
 impl Storage for FjallStorage {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        let Shared { rows, commit, .. } = &*self.shared;
         // Outside a snapshot a read sees parts of the batch that is being committed.
-        let engine = self.shared.engine();
-        get(engine, &self.shared.snapshot(), table, key)
+        let read = || get(self.shared.engine(), &self.shared.snapshot(), table, key);
+        if table != Table::Data {
+            return read();
+        }
+        if let Some(row) = rows.get(key) {
+            return Ok(Some(row));
+        }
+        let candidate = rows.miss(key);
+        let row = read()?;
+        if let (Some(candidate), Some(row)) = (candidate, &row) {
+            let _no_commit = commit.read().unwrap_or_else(PoisonError::into_inner);
+            rows.keep(&candidate, key, row);
+        }
+        Ok(row)
     }
 
     fn snapshot(&self) -> Arc<dyn Snapshot> {
@@ -213,18 +242,29 @@ impl Storage for FjallStorage {
         let mut writes =
             fjall::OwnedWriteBatch::with_capacity(engine.database.clone(), changes.len())
                 .durability(Some(fjall::PersistMode::Buffer));
-        for Change { table, key, value } in changes {
-            let key = stored_key(table, &key);
-            match value {
-                Some(value) => writes.insert(&engine.keyspace, key, value),
-                None => writes.remove(&engine.keyspace, key),
-            }
-        }
 
         let outcome = {
             let _no_snapshots =
                 (self.shared.commit.write()).unwrap_or_else(PoisonError::into_inner);
-            writes.commit()
+            let rows = &self.shared.rows;
+            let mut cached = Vec::new();
+            for Change { table, key, value } in changes {
+                if table == Table::Data && rows.note_change(&key) {
+                    cached.push((key.clone(), value.clone()));
+                }
+                let key = stored_key(table, &key);
+                match value {
+                    Some(value) => writes.insert(&engine.keyspace, key, value),
+                    None => writes.remove(&engine.keyspace, key),
+                }
+            }
+            let outcome = writes.commit();
+            if outcome.is_ok() {
+                cached
+                    .into_iter()
+                    .for_each(|(key, row)| rows.replace(&key, row));
+            }
+            outcome
         };
         self.shared.check_write(ACTION, outcome)
     }

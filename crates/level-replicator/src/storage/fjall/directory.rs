@@ -374,7 +374,7 @@ fn open_engine(path: &Path, options: &FjallOptions) -> Result<Engine, OpenError>
     };
     let database = Database::builder(path)
         .worker_threads(WORKER_THREADS)
-        .cache_size(options.cache_bytes)
+        .cache_size(options.block_cache_bytes())
         .open()
         .map_err(engine_error)?;
     let keyspace = database

@@ -596,6 +596,51 @@ fn no_reader_sees_half_a_batch_while_the_engine_flushes_and_merges() {
     });
 }
 
+#[test]
+fn a_row_that_is_read_again_and_again_is_the_newest_at_every_moment() {
+    let dir = temp();
+    let storage = open(dir.path());
+    // Now and then the row is too large to be kept beside the engine, or is gone.
+    let row = |round: u32| {
+        let mut row = round.to_be_bytes().to_vec();
+        row.resize(if round % 7 == 3 { 5_000 } else { 100 }, 0xa5);
+        (round % 11 != 5).then_some(row)
+    };
+    let round_of = |row: &Bytes| u32::from_be_bytes(row[..4].try_into().unwrap());
+    let is_done = AtomicBool::new(false);
+
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut newest = 0;
+                while !is_done.load(Ordering::Relaxed) {
+                    if let Some(row) = storage.get(Table::Data, b"key").unwrap() {
+                        let round = round_of(&row);
+                        assert!(round >= newest, "{round} after {newest}");
+                        newest = round;
+                    }
+                }
+            });
+        }
+        for round in 1..20_000 {
+            let mut batch = Batch::default();
+            match row(round) {
+                Some(row) => batch.put(Table::Data, b"key".to_vec(), row),
+                None => batch.remove(Table::Data, b"key".to_vec()),
+            }
+            storage.commit(batch).unwrap();
+            for _ in 0..2 {
+                let found = storage.get(Table::Data, b"key").unwrap();
+                if found.as_deref() != row(round).as_deref() {
+                    is_done.store(true, Ordering::Relaxed);
+                    panic!("round {round}: {:?}", found.as_ref().map(round_of));
+                }
+            }
+        }
+        is_done.store(true, Ordering::Relaxed);
+    });
+}
+
 /// Copies a directory as it stands, as the end of its process would leave it.
 fn copy_as_it_stands(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();

@@ -47,6 +47,13 @@ clients:
     cargo build --release
     crates/level-replicator-cli/clients/run "${CARGO_TARGET_DIR:-target}/release/level-replicator"
 
+# LevelDB as an engine, and an import of what Node wrote; needs its library, such as Debian's libleveldb-dev
+leveldb:
+    cargo clippy -p level-replicator -p level-replicator-cli --features leveldb --all-targets -- -D warnings
+    cargo test -p level-replicator --features leveldb --lib leveldb
+    cargo build -p level-replicator-cli --features leveldb
+    crates/level-replicator-cli/clients/leveldb "${CARGO_TARGET_DIR:-target}/debug/level-replicator"
+
 # Watch three replicas diverge and agree again
 demo *arguments:
     cargo run --release -- demo {{arguments}}

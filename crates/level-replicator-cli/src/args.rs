@@ -58,7 +58,7 @@ pub(crate) enum Command {
     Resume(SteerArgs),
     /// Print the fingerprint of all keys and values: equal on replicas that hold the same
     Digest(JsonArgs),
-    /// Load keys and values from JSON lines
+    /// Load keys and values from JSON lines or LevelDB
     Import(ImportArgs),
     /// Print all keys and values as JSON lines
     Export(ExportArgs),
@@ -384,7 +384,11 @@ pub(crate) struct SteerArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
     /// JSON lines, '-' for standard input
-    pub(crate) file: PathBuf,
+    #[arg(required_unless_present = "leveldb")]
+    pub(crate) file: Option<PathBuf>,
+    /// Load all keys and values of a LevelDB database instead, which no other program may have open
+    #[arg(long, value_name = "DIR", conflicts_with = "file")]
+    pub(crate) leveldb: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) door: DoorArgs,
 }

@@ -1,7 +1,7 @@
 //! Engines that can hold a replica.
 //!
 //! [`fjall`] keeps it in a directory and is what [`Options::open`](crate::Options::open) uses.
-//! [`memory`] keeps it in memory. Any other [`Storage`] can be given to
+//! [`memory`] keeps it in memory; `leveldb` in a LevelDB database (with the feature of that name). Any other [`Storage`] can be given to
 //! [`Options::open_with`](crate::Options::open_with).
 //!
 //! ```
@@ -14,6 +14,8 @@
 //! ```
 
 pub mod fjall;
+#[cfg(feature = "leveldb")]
+pub mod leveldb;
 
 pub use level_replicator_core::storage::{
     Batch, Change, Entries, Snapshot, Storage, StorageError, StorageStats, Table, memory,

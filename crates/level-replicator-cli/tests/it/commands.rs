@@ -163,6 +163,20 @@ fn everything_is_exported_and_imported_again() {
         assert_failed(&one.run(&["import", file]), 1, words);
     }
     assert_failed(&one.run(&["import", "/nowhere"]), 1, &["/nowhere"]);
+    // With the feature, clients/leveldb tries what is there to be read.
+    let words = if cfg!(feature = "leveldb") {
+        "no LevelDB database"
+    } else {
+        "--features leveldb"
+    };
+    let from_leveldb = ["import", "--leveldb", "/nowhere"];
+    assert_failed(&one.run(&from_leveldb), 1, &[words]);
+    assert_failed(
+        &one.run(&["import", file, "--leveldb", "d"]),
+        2,
+        &["cannot be used"],
+    );
+    assert_failed(&one.run(&["import"]), 2, &["<FILE>"]);
 }
 
 #[test]

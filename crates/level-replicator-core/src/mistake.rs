@@ -121,6 +121,8 @@ mistakes! {
     WaitingForgotten = "waiting-forgotten",
     /// A replica that was healed half-way serves everybody.
     HalfHealedServes = "half-healed-serves",
+    /// What a heal was to bring comes from a peer that lacks what the heal has brought already.
+    HalfHealedByAnybody = "half-healed-by-anybody",
     /// What a heal wanted does not become part of the floor when it is covered by another way.
     WantedForgotten = "wanted-forgotten",
     /// A cut holds writers though something is missing that their parents' chain implies.

@@ -358,8 +358,7 @@ impl Replica {
         let dials = (!self.paused && self.has_room_to_dial())
             .then(|| peers.map(|(_, peer)| peer.due_us).min())
             .flatten();
-        let claims = self.state.is_catching_up();
-        let claims = claims.then(|| {
+        let claims = self.waits_for_claims().then(|| {
             self.progress_us
                 .saturating_add(micros(self.config.promote_timeout))
         });
@@ -631,11 +630,16 @@ impl Replica {
             self.sessions.insert(link, session);
         }
         let silent = now.steady_us.saturating_sub(self.progress_us);
-        if self.state.is_catching_up() && silent >= micros(self.config.promote_timeout) {
+        if self.waits_for_claims() && silent >= micros(self.config.promote_timeout) {
             // Nobody makes the claim. What fails here shows at the next commit.
             let _ = self.state.give_up_claims();
             self.progress_us = now.steady_us;
         }
+    }
+
+    /// Whether only claims are missing, which may never be made. Half a heal is missing more.
+    fn waits_for_claims(&self) -> bool {
+        self.state.is_catching_up() && self.state.wanted().is_empty()
     }
 
     fn tell_synced(&mut self, session: &mut Session) {

@@ -619,9 +619,8 @@ impl Session {
             return;
         }
         self.heals_elsewhere = heals;
-        if heals && let Some(round) = &mut self.incoming {
-            round.refused = true;
-            round.take();
+        if heals {
+            self.refuse_incoming();
         }
         if self.hello.is_some() {
             self.say_state();
@@ -1019,6 +1018,21 @@ impl Session {
             end => end,
         };
         Ok(Step::Apply(round.take(), Some(end)))
+    }
+
+    /// The clock of the peer's round, if nothing has come of it yet.
+    pub fn untaken_context(&self) -> Option<Arc<Clock>> {
+        let round = self.incoming.as_ref()?;
+        let is_untaken = !round.refused && round.follower.is_none() && !round.in_parts;
+        is_untaken.then(|| Arc::clone(&round.context))
+    }
+
+    /// Nothing of the peer's round is taken.
+    pub fn refuse_incoming(&mut self) {
+        if let Some(round) = &mut self.incoming {
+            round.refused = true;
+            round.take();
+        }
     }
 
     /// The clock of the peer's round.

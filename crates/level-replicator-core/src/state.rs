@@ -388,6 +388,39 @@ impl State {
         &self.wanted
     }
 
+    /// What a peer must know while a heal is unfinished, before it may give us anything or be given
+    /// anything: all that the heal is to make known, and all of whoever wrote something that came
+    /// before it was cut. Empty if none is unfinished.
+    ///
+    /// The histories of what came were reclaimed where it came from, so nothing here tells that it
+    /// replaced what a peer may still hold who does not know it.
+    pub fn unfinished(&self) -> Arc<Clock> {
+        if self.wanted.is_empty() || is_planted(Mistake::HalfHealedByAnybody) {
+            return Arc::clone(&self.wanted);
+        }
+        let mut unfinished = Clock::clone(&self.wanted);
+        unfinished.union(&self.taken());
+        Arc::new(unfinished)
+    }
+
+    /// Whether all that came before a heal was cut is known to a peer that knows `context`.
+    pub fn may_take_from(&self, context: &Clock) -> bool {
+        self.wanted.is_empty()
+            || is_planted(Mistake::HalfHealedByAnybody)
+            || context.covers(&self.taken())
+    }
+
+    /// What is known of the writers of whom something came that no claim has covered yet.
+    fn taken(&self) -> Clock {
+        let mut taken = Clock::default();
+        for &writer in &self.unclaimed {
+            if let Some(known) = self.clock.get(writer) {
+                taken.set(writer, known.clone());
+            }
+        }
+        taken
+    }
+
     /// Whether what is here is whole: no heal is unfinished, and no key has a history without a write.
     pub fn is_whole(&self) -> bool {
         self.wanted.is_empty() && self.ghosts == 0
@@ -448,10 +481,7 @@ impl State {
     pub fn give_up_claims(&mut self) -> Result<(), StateError> {
         let mut batch = Batch::default();
         put_writer_set(&mut batch, META_UNCLAIMED, &BTreeSet::new());
-        // What was wanted may have become known piece by piece, without a claim.
-        let floor = self.floor_after_claim(&mut batch, None);
         self.commit(batch)?;
-        self.take_floor(floor);
         if is_planted(Mistake::GapsClosedByTime) {
             for &writer in &self.unclaimed {
                 let last = self

@@ -23,7 +23,9 @@ pub struct Caught {
 /// The profile whose runs make a mistake matter. Where none is named, the standard one does.
 fn where_it_matters(mistake: Mistake) -> &'static str {
     match mistake {
-        Mistake::FramesUnnumbered | Mistake::FramesForAnybody => "network",
+        Mistake::FramesUnnumbered | Mistake::FramesForAnybody | Mistake::HalfHealedByAnybody => {
+            "network"
+        }
         Mistake::GapsClosedByTime | Mistake::GapsWrittenAgain | Mistake::CutRoundUntold => "gaps",
         Mistake::WholeThoughReplaced => "copies",
         Mistake::DamageSkipped

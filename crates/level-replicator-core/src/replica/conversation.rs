@@ -34,6 +34,11 @@ impl Replica {
             let Some(step) = session.next_step(now, &self.config, &writers)? else {
                 break;
             };
+            if let Some(context) = session.untaken_context()
+                && !self.state.may_take_from(&context)
+            {
+                session.refuse_incoming();
+            }
             let is_after_hello = !matches!(step, Step::Greet);
             match step {
                 Step::Nothing => {}
@@ -555,7 +560,7 @@ impl Replica {
             snapshot: self.state.storage().snapshot(),
             clock,
             floor: Arc::clone(self.state.floor()),
-            wanted: Arc::clone(self.state.wanted()),
+            wanted: self.state.unfinished(),
             writers: Arc::clone(self.state.writers()),
             unclaimed: self.state.unclaimed().take(UNCLAIMED_PER_MESSAGE).collect(),
             asks,

@@ -222,7 +222,7 @@ impl Replica {
         }
         self.check_floor(floor)?;
         let beside_others = is_planted(Mistake::HealBesideOthers);
-        if self.healing.is_some() && !beside_others {
+        if self.healing.is_some() && !beside_others || !self.state.may_take_from(context) {
             return Ok(false);
         }
         // What is wanted of our own writer would count as written at the next open.
@@ -502,7 +502,7 @@ impl Replica {
             self.log_is_damaged = false;
             self.wants_scan = true;
         }
-        let wanted = Arc::clone(self.state.wanted());
+        let wanted = self.state.unfinished();
         if wanted.is_empty() {
             self.healer_us = now.steady_us;
             self.helpless.clear();

@@ -24,6 +24,11 @@ const ONCE_FAILED: [(&str, u64, &str); 9] = [
         4525,
         "a dial from before a sync was asked for failed, and the sync with it",
     ),
+    (
+        "network",
+        110,
+        "after half a heal another peer brought what that half had replaced",
+    ),
 ];
 
 fn sweep(name: &str, seeds: std::ops::Range<u64>) -> Vec<Failed> {

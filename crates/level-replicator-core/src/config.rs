@@ -71,6 +71,8 @@ pub struct Config {
     /// How long a member may be silent before deletes are reclaimed without it. When it comes back it is
     /// healed, and what it wrote meanwhile survives. Default 14 days.
     pub horizon: Duration,
+    /// How many changes are kept for programs that follow them; `None` keeps none, which costs nothing. Default `None`.
+    pub change_feed: Option<u64>,
 }
 
 impl Default for Config {
@@ -101,6 +103,7 @@ impl Default for Config {
             overdue: Duration::from_secs(30),
             expiry_grace: Duration::from_secs(24 * 60 * 60),
             horizon: Duration::from_secs(14 * 24 * 60 * 60),
+            change_feed: None,
         }
     }
 }

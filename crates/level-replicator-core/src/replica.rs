@@ -173,6 +173,10 @@ impl Replica {
         if state.members().is_retired(state.replica()) {
             state.rename(random.u128(..).to_be_bytes())?;
         }
+        match config.change_feed {
+            Some(keep) => state.keep_changes(keep, random.u64(..))?,
+            None => state.drop_changes()?,
+        }
         let rebuilt = state.rebuilt().map(str::to_owned);
         let mut replica = Replica {
             state,

@@ -9,6 +9,7 @@ mod cluster;
 mod damage;
 mod edit;
 mod expiry;
+mod feed;
 mod floor;
 mod join;
 mod progress;
@@ -25,6 +26,8 @@ use self::cluster::Life;
 use self::edit::Edit;
 use self::expiry::NextExpiry;
 pub use self::expiry::{Expired, Whose};
+use self::feed::Feed;
+pub use self::feed::{Cursor, CursorError, FeedChange, FeedError, feed_cursor, read_feed};
 use self::floor::{Floors, Reclaim};
 use self::progress::Progress;
 use crate::clock::{Clock, Dot, Known, Now, ReplicaId, Stamp, VersionVector, WriterId};
@@ -197,6 +200,8 @@ pub struct State {
     rebuilt: Option<String>,
     promotions: u64,
     commits: u64,
+    /// What is noted for programs that follow changes, if they are kept.
+    feed: Option<Feed>,
     /// Whether changes are described in [`Written`] and [`State::apply`]: they cost copies.
     pub observed: bool,
     /// Whether changes that come from peers are described, for the conflicts among them.
@@ -356,6 +361,7 @@ impl State {
             rebuilt: None,
             promotions,
             commits: 0,
+            feed: None,
             observed: false,
             observes_conflicts: false,
         };
@@ -518,7 +524,7 @@ impl State {
             Some(writer) => (writer, Arc::clone(&self.writers)),
             None => self.with_new_writer(random)?,
         };
-        let mut edit = Edit::new(self, &writers);
+        let mut edit = Edit::new(self, &writers).by(writer);
         let mut written = Written::default();
         let mut seq = self.clock.get(writer).map_or(0, Known::base);
         let mut log = None;
@@ -614,9 +620,11 @@ impl State {
             tally,
             ghosts,
             sooner,
+            feed,
             ..
         } = edit;
         self.commit(batch)?;
+        self.take_feed(feed);
         self.tally_change = tally;
         self.ghosts = self.ghosts.wrapping_add(ghosts);
         self.next_expiry.note(sooner);

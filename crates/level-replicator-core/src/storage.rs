@@ -13,8 +13,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 /// The tables of a replica. The number is the table's name on disk and never changes.
-///
-/// 11 is kept for the change feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Table {
@@ -40,11 +38,13 @@ pub enum Table {
     Waiting = 9,
     /// Moments at which values expire, with their keys.
     Expiry = 10,
+    /// Number of a change -> the change, if changes are kept.
+    Feed = 11,
 }
 
 impl Table {
     /// Every table, in the order of their numbers.
-    pub const ALL: [Table; 11] = [
+    pub const ALL: [Table; 12] = [
         Table::Meta,
         Table::Writers,
         Table::Clock,
@@ -56,6 +56,7 @@ impl Table {
         Table::Epoch,
         Table::Waiting,
         Table::Expiry,
+        Table::Feed,
     ];
 }
 

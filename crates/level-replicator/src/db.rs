@@ -657,6 +657,10 @@ impl Db {
         self.shared.check_open()
     }
 
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     pub(crate) fn storage(&self) -> &dyn Storage {
         &*self.shared.storage
     }
@@ -696,7 +700,7 @@ impl Db {
         let due_before = (!has_company).then(|| replica.next_timeout());
         let written = replica.write(self.shared.clock.now(), ops)?;
         let commit = replica.state().commits();
-        self.shared.group_sync.note_commits(commit);
+        self.shared.note_commits(&replica);
         // Alone too there is something to do in a while: to reclaim what was written.
         let is_due_anew = due_before.is_some_and(|before| replica.next_timeout() != before);
         let wakes = has_company || replica.has_output() || is_due_anew;
@@ -825,6 +829,7 @@ impl Handle {
             let _ = thread.join();
         }
         self.shared.events.close();
+        self.shared.feed.close();
         let closed = self.shared.replica().state_mut().close();
         self.shared.storage.close()?;
         Ok(closed?)
@@ -939,6 +944,10 @@ impl Snapshot {
     /// All keys and values.
     pub fn iter(&self) -> Range {
         self.between(Bound::Unbounded, Bound::Unbounded)
+    }
+
+    pub(crate) fn tables(&self) -> &dyn Tables {
+        &*self.tables
     }
 
     fn between(&self, start: Bound<&[u8]>, end: Bound<&[u8]>) -> Range {

@@ -248,7 +248,7 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let mut replica = shared.replica();
         let outcome = action(&mut replica, shared.clock.now());
-        shared.group_sync.note_commits(replica.state().commits());
+        shared.note_commits(&replica);
         let mut outputs = Vec::new();
         while let Some(output) = replica.poll_output() {
             outputs.push(output);

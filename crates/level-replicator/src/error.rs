@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use level_replicator_core::address::{Address, AddressError};
 use level_replicator_core::clock::ReplicaId;
 use level_replicator_core::config::ConfigError;
-use level_replicator_core::state::StateError;
+use level_replicator_core::state::{Cursor, FeedError, StateError};
 use level_replicator_core::storage::StorageError;
 
 use crate::storage::fjall::{OpenError, RESTORE};
@@ -124,6 +124,26 @@ pub enum Error {
         path: PathBuf,
         /// What failed there.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// Changes are not kept. Nothing was changed.
+    #[error("changes are not kept: open with Options::change_feed, or serve with --change-feed")]
+    ChangesNotKept,
+
+    /// The change feed does not hold all that followed a cursor: it was read too late, changes were not kept
+    /// for a while, or the cursor is of another replica or copy. Nothing was changed.
+    ///
+    /// Read everything in one [`Snapshot`](crate::Snapshot), and go on from its cursor; or skip what is gone, and go on from the
+    /// oldest.
+    #[error(
+        "the change feed does not hold all that follows {cursor}: read everything at one moment and go on from there, \
+         or accept the gap and go on from {oldest}"
+    )]
+    FellBehind {
+        /// The cursor.
+        cursor: Cursor,
+        /// Behind this one everything is kept.
+        oldest: Cursor,
     },
 
     /// The address cannot be listened on. Nothing was changed.
@@ -293,6 +313,16 @@ impl From<OpenError> for Error {
                 source,
             },
             engine @ OpenError::Engine { .. } => Error::Engine(engine),
+        }
+    }
+}
+
+impl From<FeedError> for Error {
+    fn from(error: FeedError) -> Error {
+        match error {
+            FeedError::Off => Error::ChangesNotKept,
+            FeedError::FellBehind { cursor, oldest } => Error::FellBehind { cursor, oldest },
+            FeedError::State(error) => error.into(),
         }
     }
 }

@@ -23,7 +23,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Begin with [`Options`] and [`Db`]. [`Events`] tell what happened, [`Status`] how things are, and
+//! Begin with [`Options`] and [`Db`]. [`Events`] tell what happened, [`Changes`] do so durably, [`Status`] how things are, and
 //! every [`Error`] whether anything was changed. The algorithm, the wire and the disk are described
 //! in the repository's `docs`.
 //!
@@ -31,6 +31,7 @@
 //! larger than one machine, or for strangers: whoever has the [`Secret`] is trusted with everything.
 
 mod backup;
+mod changes;
 mod discovery;
 mod driver;
 mod error;
@@ -58,9 +59,10 @@ pub use level_replicator_core::record::{Key, Value};
 pub use level_replicator_core::replica::Traffic;
 pub use level_replicator_core::resolver::{Resolver, Sibling};
 pub use level_replicator_core::session::{Misbehavior, PeerError};
-pub use level_replicator_core::state::ChangeKind;
+pub use level_replicator_core::state::{ChangeKind, Cursor, CursorError, FeedChange as Change};
 
 pub use backup::{BackupProgress, BackupReport};
+pub use changes::Changes;
 pub use db::{Batch, Db, Snapshot};
 pub use discovery::source::{
     DnsPeers, Interrupt, PeerSource, PeersCommand, PeersFile, StaticPeers,

@@ -18,6 +18,9 @@ use crate::secret::Secret;
 use crate::storage::fjall::{FjallOptions, FjallStorage};
 use crate::ticket::Ticket;
 
+/// How many changes are kept unless the program says otherwise.
+const CHANGES_KEPT: u64 = 1_000_000;
+
 /// When a write counts as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
@@ -228,6 +231,19 @@ impl Options {
     pub fn stall_timeout(mut self, timeout: Duration) -> Options {
         self.config.stall_timeout = timeout;
         self.config.hello_timeout = timeout.min(self.config.hello_timeout);
+        self
+    }
+
+    /// Whether changes are kept for programs that follow them: see [`Db::changes`](crate::Db::changes). Off by default; then it
+    /// costs nothing. Opened without it, a database forgets what it kept.
+    pub fn change_feed(mut self, keeps: bool) -> Options {
+        self.config.change_feed = keeps.then_some(CHANGES_KEPT);
+        self
+    }
+
+    /// The same as [`Options::change_feed`], and how many changes are kept at least; older ones go. Default 1,000,000.
+    pub fn change_feed_of(mut self, changes: u64) -> Options {
+        self.config.change_feed = Some(changes);
         self
     }
 

@@ -12,6 +12,7 @@ use level_replicator_core::storage::Storage;
 use level_replicator_core::writers::Writers;
 use tokio::sync::Notify;
 
+use crate::changes::FeedSignal;
 use crate::error::Error;
 use crate::event_hub::EventHub;
 use crate::group_sync::GroupSync;
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) clock: SystemClock,
     pub(crate) events: EventHub,
     pub(crate) group_sync: GroupSync,
+    pub(crate) feed: FeedSignal,
     pub(crate) listen: Option<Address>,
     pub(crate) value_bytes_max: usize,
     /// Wakes the database's thread.
@@ -64,6 +66,7 @@ impl Shared {
             clock,
             events: EventHub::default(),
             group_sync: GroupSync::default(),
+            feed: FeedSignal::default(),
             listen,
             wake: Notify::new(),
             stop: Notify::new(),
@@ -81,6 +84,14 @@ impl Shared {
         self.replica
             .lock()
             .expect("a thread panicked while it changed the replica")
+    }
+
+    /// Something may have been committed: what waits for that goes on.
+    pub(crate) fn note_commits(&self, replica: &Replica) {
+        self.group_sync.note_commits(replica.state().commits());
+        if let Some(end) = replica.state().feed_end() {
+            self.feed.advance(end);
+        }
     }
 
     /// The writers as of some moment ago.

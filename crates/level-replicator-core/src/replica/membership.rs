@@ -340,6 +340,7 @@ impl Replica {
         let own = self.tokens.back().copied().unwrap_or(0);
         let seed = self.names.u64(..) ^ own ^ now.steady_us.rotate_left(32) ^ now.wall_us;
         self.names = fastrand::Rng::with_seed(seed);
+        self.state.rename_feed(seed.rotate_left(16));
         let ended = self.state.end_collided_writer();
         let reissued = ended.and_then(|()| self.reissue_collided(now));
         reissued.map_err(|error| storage_error(&error))

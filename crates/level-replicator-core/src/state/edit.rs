@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::expiry::NextExpiry;
+use super::feed::FeedEdit;
 use super::{State, last_writer_row, writer_row};
 use crate::clock::{Clock, Dot, ReplicaId, WriterId};
 use crate::log;
@@ -30,6 +31,12 @@ pub(super) struct Edit<'a> {
     pub(super) replica: ReplicaId,
     /// The first values that expire among those that were added.
     pub(super) sooner: NextExpiry,
+    /// Whose writes are made here.
+    pub(super) writer: Option<WriterId>,
+    /// Whether what is deleted had expired.
+    pub(super) expires: bool,
+    /// What is added to the change feed, if one is kept.
+    pub(super) feed: Option<FeedEdit>,
 }
 
 impl<'a> Edit<'a> {
@@ -47,7 +54,16 @@ impl<'a> Edit<'a> {
             unlogged: Arc::clone(&state.unlogged),
             replica: state.replica,
             sooner: NextExpiry::default(),
+            writer: state.current,
+            expires: false,
+            feed: state.feed_edit(),
         }
+    }
+
+    /// The same, for writes of a writer that may have been minted for them.
+    pub(super) fn by(mut self, writer: WriterId) -> Self {
+        self.writer = Some(writer);
+        self
     }
 
     /// The local number of a writer that has been described.
@@ -83,6 +99,7 @@ impl<'a> Edit<'a> {
         }
         self.wait(key, old, &new);
         self.follow_expiry(key, old, &new);
+        self.note_change(key, old, &new);
         self.tally.subtract(old.tally(key));
         self.tally.add(new.tally(key));
         new

@@ -118,7 +118,8 @@ impl State {
             Some(writer) => (writer, Arc::clone(&self.writers)),
             None => self.with_new_writer(random)?,
         };
-        let mut edit = Edit::new(self, &writers);
+        let mut edit = Edit::new(self, &writers).by(writer);
+        edit.expires = true;
         let mut expired = Expired {
             more: due.last.is_some(),
             ..Expired::default()

@@ -171,6 +171,7 @@ impl State {
             tally,
             ghosts,
             sooner,
+            feed,
             ..
         } = edit;
         let progress = match reach {
@@ -198,6 +199,7 @@ impl State {
         self.ghosts = self.ghosts.wrapping_add(ghosts);
         self.next_expiry.note(sooner);
         self.take_floor(floor);
+        self.take_feed(feed);
         if outcome.mended > 0 {
             self.lose_tally();
         }

@@ -112,7 +112,7 @@ impl State {
         new.drop_implied(&writers);
 
         let writers = Arc::new(writers);
-        let mut edit = Edit::new(self, &writers);
+        let mut edit = Edit::new(self, &writers).by(writer);
         edit.replace(key, &old, new);
         if is_new && is_apart {
             edit.put_writer(writer);

@@ -1,6 +1,7 @@
 //! Tests of the core from the outside.
 
 mod apply_laws;
+mod change_feed;
 mod cluster;
 mod codec_round_trip;
 mod conversation;

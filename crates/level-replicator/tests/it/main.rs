@@ -4,6 +4,7 @@ mod ancestor;
 mod api;
 mod author;
 mod backup;
+mod changes;
 mod child;
 mod common;
 mod crash;

@@ -34,8 +34,10 @@ pub(crate) enum Command {
     Delete(KeyArgs),
     /// Print keys and values, in the order of keys
     Range(RangeArgs),
+    /// Print the changes of a replica as they come
+    Watch(WatchArgs),
     /// Tell how the replica is doing
-    Status(JsonArgs),
+    Status(StatusArgs),
     /// Tell which addresses are known, and how they are doing
     Peers(JsonArgs),
     /// Print the keys that have several concurrent values
@@ -62,6 +64,10 @@ pub(crate) enum Command {
     Import(ImportArgs),
     /// Print all keys and values as JSON lines
     Export(ExportArgs),
+    /// Copy a replica, a running one too, into a new directory: opening that restores it
+    Backup(BackupArgs),
+    /// Check everything that is stored, and tell what to do about what is wrong
+    Verify(JsonArgs),
     /// Measure this machine: put, get, range, catch-up
     Bench(BenchArgs),
     /// Print completions for a shell
@@ -224,6 +230,15 @@ pub(crate) struct ServeArgs {
     /// Which of several concurrent values readers see [default: last-write]
     #[arg(long, env = "LEVEL_REPLICATOR_RESOLVER")]
     pub(crate) resolver: Option<ResolverName>,
+    /// Keep changes for programs that follow them: 'watch', LR.CHANGES
+    #[arg(
+        long,
+        env = "LEVEL_REPLICATOR_CHANGE_FEED",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub(crate) change_feed: Option<bool>,
     /// Longest value in bytes, at most 64 MiB [default: 8388608]
     #[arg(long, value_name = "BYTES", env = "LEVEL_REPLICATOR_VALUE_BYTES_MAX")]
     pub(crate) value_bytes_max: Option<usize>,
@@ -286,6 +301,41 @@ pub(crate) struct JsonArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) door: DoorArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Print JSON
+    #[arg(long, conflicts_with = "watch")]
+    pub(crate) json: bool,
+    /// Draw a picture of the cluster every second, until Ctrl-C
+    #[arg(long)]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) door: DoorArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Only keys that begin with it
+    pub(crate) prefix: Option<String>,
+    /// Begin behind this cursor, 0 for the first change ever [default: what comes from now on]
+    #[arg(long, value_name = "CURSOR")]
+    pub(crate) from: Option<String>,
+    /// Print a JSON object for each change
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) door: DoorArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// The directory for the copy, missing or empty; of a running daemon, on its machine
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
     #[command(flatten)]
     pub(crate) door: DoorArgs,
 }

@@ -6,6 +6,7 @@
 mod args;
 mod command;
 mod door;
+pub mod feed;
 mod json;
 mod output;
 pub mod report;
@@ -67,6 +68,9 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Resume(args) => command::steer::resume(&args),
         Command::Import(args) => command::bulk::import(&args),
         Command::Export(args) => command::bulk::export(&args),
+        Command::Watch(args) => command::watch::run(&args),
+        Command::Backup(args) => command::care::backup(&args),
+        Command::Verify(args) => command::care::verify(&args),
         Command::Bench(args) => command::bench::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

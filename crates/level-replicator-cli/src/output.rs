@@ -17,6 +17,11 @@ impl Paint {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn off() -> Paint {
+        Paint { on: false }
+    }
+
     pub(crate) fn bold(self, text: impl Display) -> String {
         self.with("1", text)
     }

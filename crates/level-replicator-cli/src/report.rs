@@ -54,6 +54,7 @@ fn status(status: &Status, members: &[MemberStatus]) -> Value {
         },
         "promotions": status.promotions,
         "clock": clock(&status.clock),
+        "changes": status.changes,
         "writes_per_second": (status.writes_per_second * 10.0).round() / 10.0,
         "traffic": {
             "conversations": traffic.conversations,
@@ -67,6 +68,8 @@ fn status(status: &Status, members: &[MemberStatus]) -> Value {
             "disk_bytes": status.storage.disk_bytes,
             "write_buffer_bytes": status.storage.write_buffer_bytes,
             "journal_bytes": status.storage.journal_bytes,
+            "stalls": status.storage.stalls,
+            "stalled_us": status.storage.stalled_us,
             "alarm": status.storage_alarm,
         },
         "peers": status.peers.iter().map(peer).collect::<Vec<_>>(),

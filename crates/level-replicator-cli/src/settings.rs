@@ -64,6 +64,8 @@ struct File {
     resp_idle_timeout: Option<u64>,
     durability: Option<DurabilityName>,
     resolver: Option<ResolverName>,
+    #[serde(alias = "change_feed")]
+    change_feed: Option<bool>,
     #[serde(alias = "value_bytes_max")]
     value_bytes_max: Option<usize>,
     horizon: Option<u64>,
@@ -221,6 +223,8 @@ impl Settings {
             Some(ResolverName::Largest) => Resolver::pick(|a, b| b.value > a.value),
             Some(ResolverName::Smallest) => Resolver::pick(|a, b| b.value < a.value),
         });
+        let keeps_changes = args.change_feed.or(file.change_feed).unwrap_or(false);
+        options = options.change_feed(keeps_changes);
         let value_bytes_max = args.value_bytes_max.or(file.value_bytes_max);
         if value_bytes_max == Some(0) {
             return Err("--value-bytes-max is 0: no value would be taken; choose more".to_owned());

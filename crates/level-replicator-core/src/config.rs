@@ -71,8 +71,8 @@ pub struct Config {
     /// How long a member may be silent before deletes are reclaimed without it. When it comes back it is
     /// healed, and what it wrote meanwhile survives. Default 14 days.
     pub horizon: Duration,
-    /// How many changes are kept for programs that follow them; `None` keeps none, which costs nothing. Default `None`.
-    pub change_feed: Option<u64>,
+    /// Whether changes are kept for programs that follow them. Default: as it was.
+    pub change_feed: ChangeFeed,
 }
 
 impl Default for Config {
@@ -103,9 +103,20 @@ impl Default for Config {
             overdue: Duration::from_secs(30),
             expiry_grace: Duration::from_secs(24 * 60 * 60),
             horizon: Duration::from_secs(14 * 24 * 60 * 60),
-            change_feed: None,
+            change_feed: ChangeFeed::AsItWas,
         }
     }
+}
+
+/// Whether changes are kept for programs that follow them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeFeed {
+    /// As when the replica was opened the last time; not if it is new.
+    AsItWas,
+    /// Not; what was kept is forgotten. It costs nothing.
+    Off,
+    /// At least so many.
+    Keep(u64),
 }
 
 /// A setting that makes no sense.

@@ -21,7 +21,7 @@ use self::healing::Slices;
 use self::membership::EpochTimes;
 use crate::address::Address;
 use crate::clock::{Clock, Dot, Now, ReplicaId, micros};
-use crate::config::Config;
+use crate::config::{ChangeFeed, Config};
 use crate::event::{Discovery, Event, Origin, Peer};
 use crate::limits::RECORDS_FRAME_TARGET;
 use crate::message::Message;
@@ -174,8 +174,9 @@ impl Replica {
             state.rename(random.u128(..).to_be_bytes())?;
         }
         match config.change_feed {
-            Some(keep) => state.keep_changes(keep, random.u64(..))?,
-            None => state.drop_changes()?,
+            ChangeFeed::Keep(keep) => state.keep_changes(keep, random.u64(..))?,
+            ChangeFeed::Off => state.drop_changes()?,
+            ChangeFeed::AsItWas => state.go_on_with_changes(|| random.u64(..))?,
         }
         let rebuilt = state.rebuilt().map(str::to_owned);
         let mut replica = Replica {

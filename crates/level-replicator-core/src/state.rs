@@ -15,6 +15,7 @@ mod join;
 mod progress;
 mod promotion;
 mod reissue;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -30,6 +31,7 @@ use self::feed::Feed;
 pub use self::feed::{Cursor, CursorError, FeedChange, FeedError, feed_cursor, read_feed};
 use self::floor::{Floors, Reclaim};
 use self::progress::Progress;
+pub use self::verify::{Finding, Verification, VerifyView};
 use crate::clock::{Clock, Dot, Known, Now, ReplicaId, Stamp, VersionVector, WriterId};
 use crate::codec::{DecodeError, Reader, put_varint, seal, unseal};
 use crate::known_rows::{KnownRows, LoadError};

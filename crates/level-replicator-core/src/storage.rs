@@ -192,7 +192,7 @@ pub trait Storage: Send + Sync {
     }
 }
 
-/// Sizes of a storage engine in bytes; `None` where the engine has no such thing.
+/// Sizes of a storage engine, in bytes, and its stalls; `None` where the engine has no such thing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StorageStats {
@@ -202,6 +202,10 @@ pub struct StorageStats {
     pub write_buffer_bytes: Option<u64>,
     /// The write-ahead journal.
     pub journal_bytes: Option<u64>,
+    /// Since the open: commits that had to wait because the engine was behind with its background work.
+    pub stalls: Option<u64>,
+    /// How long they waited, in microseconds.
+    pub stalled_us: Option<u64>,
 }
 
 /// The bounds of all keys that begin with `prefix`.

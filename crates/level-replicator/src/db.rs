@@ -564,6 +564,7 @@ impl Db {
             traffic: replica.traffic(),
             links: self.shared.links.load(Ordering::Acquire),
             peers: peer_statuses(&replica, now.steady_us),
+            changes: state.feed_end(),
             storage,
             storage_alarm: storage
                 .write_buffer_bytes

@@ -47,6 +47,7 @@ mod system_clock;
 mod ticket;
 mod transaction;
 mod transport;
+mod verify;
 
 mod db;
 pub mod storage;
@@ -59,7 +60,9 @@ pub use level_replicator_core::record::{Key, Value};
 pub use level_replicator_core::replica::Traffic;
 pub use level_replicator_core::resolver::{Resolver, Sibling};
 pub use level_replicator_core::session::{Misbehavior, PeerError};
-pub use level_replicator_core::state::{ChangeKind, Cursor, CursorError, FeedChange as Change};
+pub use level_replicator_core::state::{
+    ChangeKind, Cursor, CursorError, FeedChange as Change, Finding, Verification,
+};
 
 pub use backup::{BackupProgress, BackupReport};
 pub use changes::Changes;
@@ -76,3 +79,4 @@ pub use secret::Secret;
 pub use status::{MemberStatus, PeerStatus, ReclaimStatus, Status, SyncState};
 pub use ticket::Ticket;
 pub use transaction::Transaction;
+pub use verify::VerifyProgress;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use level_replicator_core::address::Address;
-use level_replicator_core::config::Config;
+use level_replicator_core::config::{ChangeFeed, Config};
 use level_replicator_core::resolver::Resolver;
 use level_replicator_core::storage::Storage;
 
@@ -234,16 +234,21 @@ impl Options {
         self
     }
 
-    /// Whether changes are kept for programs that follow them: see [`Db::changes`](crate::Db::changes). Off by default; then it
-    /// costs nothing. Opened without it, a database forgets what it kept.
+    /// Whether changes are kept for programs that follow them: see [`Db::changes`](crate::Db::changes).
+    ///
+    /// A new database keeps none unless told to, and then it costs nothing. Not told, a database goes on as it was; `false`
+    /// forgets what was kept.
     pub fn change_feed(mut self, keeps: bool) -> Options {
-        self.config.change_feed = keeps.then_some(CHANGES_KEPT);
+        self.config.change_feed = match keeps {
+            true => ChangeFeed::Keep(CHANGES_KEPT),
+            false => ChangeFeed::Off,
+        };
         self
     }
 
     /// The same as [`Options::change_feed`], and how many changes are kept at least; older ones go. Default 1,000,000.
     pub fn change_feed_of(mut self, changes: u64) -> Options {
-        self.config.change_feed = Some(changes);
+        self.config.change_feed = ChangeFeed::Keep(changes);
         self
     }
 

@@ -66,6 +66,8 @@ pub struct Status {
     pub links: usize,
     /// Every known address.
     pub peers: Vec<PeerStatus>,
+    /// How many changes the change feed has told of; `None` if changes are not kept.
+    pub changes: Option<u64>,
     /// Sizes of the engine.
     pub storage: StorageStats,
     /// The engine holds far more unsorted data than it should: its background work may be stuck.

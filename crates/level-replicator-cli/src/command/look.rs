@@ -6,18 +6,23 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, Value};
 
 use super::values::print_line;
-use super::{Failure, UsageError};
-use crate::args::{JsonArgs, RetireArgs, SyncArgs};
+use super::{Failure, UsageError, picture};
+use crate::args::{JsonArgs, RetireArgs, StatusArgs, SyncArgs};
 use crate::door::{self, Door};
 use crate::json;
 use crate::output::{bytes, count};
 use crate::report;
 
-pub(crate) fn status(args: &JsonArgs) -> Result<(), Failure> {
-    let told = match Door::open(&args.door)? {
-        Door::Daemon(mut client) => door::text(client.call(&[b"LR.STATUS"])?)?,
-        Door::Directory(db) => report::status_json(&db),
+pub(crate) fn status(args: &StatusArgs) -> Result<(), Failure> {
+    let mut door = Door::open(&args.door)?;
+    let mut look = || match &mut door {
+        Door::Daemon(client) => door::text(client.call(&[b"LR.STATUS"])?),
+        Door::Directory(db) => Ok(report::status_json(db)),
     };
+    if args.watch {
+        return picture::run(|| Ok(serde_json::from_str(&look()?)?));
+    }
+    let told = look()?;
     if args.json {
         return print_line(told.as_bytes());
     }
@@ -169,7 +174,7 @@ fn peer_line(peer: &Value) -> String {
 }
 
 /// How long ago a moment in milliseconds since 1970 is.
-fn ago(at_ms: &Value) -> String {
+pub(super) fn ago(at_ms: &Value) -> String {
     let Some(at_ms) = at_ms.as_u64() else {
         return "never".to_owned();
     };

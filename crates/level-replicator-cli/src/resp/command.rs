@@ -79,6 +79,9 @@ pub(crate) enum Action {
     Digest,
     Status,
     Peers,
+    Changes,
+    Backup,
+    Verify,
 }
 
 /// What follows from a command's being in a `MULTI`.

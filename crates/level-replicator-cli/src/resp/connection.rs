@@ -4,6 +4,7 @@
 //! waits until they are committed; so a connection always sees what it wrote.
 
 mod exchange;
+mod follow;
 mod information;
 mod listening;
 mod replication;
@@ -260,6 +261,9 @@ impl Connection {
             | Action::Digest
             | Action::Status
             | Action::Peers => Box::pin(self.replicate(action, request)).await,
+            Action::Changes => Box::pin(self.changes(request)).await,
+            Action::Backup => Box::pin(self.backup(request)).await,
+            Action::Verify => Box::pin(self.verify()).await,
             at_once => {
                 let mut out = std::mem::take(&mut self.out);
                 let before = out.len();

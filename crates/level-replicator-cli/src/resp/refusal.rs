@@ -31,6 +31,9 @@ impl Refusal {
     pub(crate) fn write(&self, out: &mut ReplyWriter) {
         match self {
             Refusal::Text(text) => out.error(text),
+            Refusal::Database(error @ Error::FellBehind { .. }) => {
+                out.error(&format!("FELLBEHIND {error}"));
+            }
             Refusal::Database(error) | Refusal::GiveUp(error) => {
                 out.error(&format!("ERR {error}"));
             }

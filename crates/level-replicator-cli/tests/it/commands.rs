@@ -8,7 +8,7 @@ use crate::daemon::Daemon;
 use crate::{command, run, stderr, stdout};
 
 /// It failed with a code and one line that holds all of some words.
-fn assert_failed(output: &Output, code: i32, words: &[&str]) {
+pub(crate) fn assert_failed(output: &Output, code: i32, words: &[&str]) {
     let said = stderr(output);
     assert_eq!(output.status.code(), Some(code), "{said}");
     if code == 1 {

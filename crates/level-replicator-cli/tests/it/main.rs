@@ -6,6 +6,7 @@ mod daemon;
 mod demo;
 mod discovery;
 mod doors;
+mod follow;
 mod redis;
 mod resp;
 mod resp_commands;

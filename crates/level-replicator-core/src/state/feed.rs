@@ -47,6 +47,12 @@ pub struct Cursor {
 impl Cursor {
     /// Before the first change that the replica ever made.
     pub const START: Cursor = Cursor { seq: 0, open: 0 };
+
+    /// Whether no number is missing behind a cursor.
+    pub(super) fn are_consecutive(cursor: Cursor, changes: &[FeedChange]) -> bool {
+        let numbers = changes.iter().map(|change| change.cursor.seq);
+        numbers.eq(cursor.seq + 1..=cursor.seq + changes.len() as u64)
+    }
 }
 
 impl fmt::Display for Cursor {
@@ -114,7 +120,13 @@ pub(super) struct Feed {
     open: u64,
     /// The number of the next row.
     next: u64,
-    /// The number of the first row that is kept, and who wrote the one before it.
+    bounds: Bounds,
+}
+
+/// What is kept of the feed.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// The number of the first row, and which open wrote the one before it.
     first: u64,
     before: u64,
     /// How many rows are kept.
@@ -158,31 +170,35 @@ impl From<StorageError> for FeedError {
 impl State {
     /// From now on notes what readers come to see, and keeps the last `keep` changes. `random` names this open.
     pub fn keep_changes(&mut self, keep: u64, random: u64) -> Result<(), StateError> {
+        let keep = keep.max(1);
         let snapshot = self.storage.snapshot();
-        let mut feed = Feed {
-            open: random,
-            next: 1,
-            first: 1,
-            before: 0,
-            keep: keep.max(1),
+        let bounds = match bounds(&*snapshot)? {
+            Some(bounds) => Bounds { keep, ..bounds },
+            // What was written before is not in it.
+            None => Bounds {
+                first: 1,
+                before: if self.writers.is_empty() { 0 } else { random },
+                keep,
+            },
         };
-        match bounds(&*snapshot)? {
-            Some((first, before)) => {
-                feed.first = first;
-                feed.before = before;
-                feed.next = last_row(&*snapshot)?.map_or(first, |(seq, _)| seq + 1);
-            }
-            None => {
-                // What was written before is not in it.
-                let is_new = self.writers.is_empty();
-                feed.before = if is_new { 0 } else { random };
-                let mut batch = Batch::default();
-                feed.put_bounds(&mut batch);
-                self.commit(batch)?;
-            }
-        }
-        self.feed = Some(feed);
+        let next = last_row(&*snapshot)?.map_or(bounds.first, |(seq, _)| seq + 1);
+        let mut batch = Batch::default();
+        bounds.put(&mut batch);
+        self.commit(batch)?;
+        self.feed = Some(Feed {
+            open: random,
+            next,
+            bounds,
+        });
         Ok(())
+    }
+
+    /// Goes on as it was: notes changes if they were kept. `random`, asked only then, names this open.
+    pub fn go_on_with_changes(&mut self, random: impl FnOnce() -> u64) -> Result<(), StateError> {
+        match bounds(&*self.storage.snapshot())? {
+            Some(bounds) => self.keep_changes(bounds.keep, random()),
+            None => Ok(()),
+        }
     }
 
     /// Removes what was noted while changes were kept: the feed would have a gap.
@@ -240,31 +256,42 @@ impl State {
         let Some(mut feed) = self.feed else {
             return Ok(());
         };
-        if feed.next - feed.first < feed.keep.saturating_add(PRUNE_ROWS) {
+        let Bounds { first, keep, .. } = feed.bounds;
+        if feed.next - first < keep.saturating_add(PRUNE_ROWS) {
             return Ok(());
         }
         let mut batch = Batch::default();
-        let last = feed.first + PRUNE_ROWS - 1;
-        feed.before = match self.storage.get(Table::Feed, &row_key(last))? {
+        let last = first + PRUNE_ROWS - 1;
+        feed.bounds.before = match self.storage.get(Table::Feed, &row_key(last))? {
             Some(row) => writer_of_row(last, &row)?,
             // Whoever stands there is told that it fell behind.
             None => feed.open,
         };
-        for seq in feed.first..=last {
+        for seq in first..=last {
             batch.remove(Table::Feed, row_key(seq));
         }
-        feed.first = last + 1;
-        feed.put_bounds(&mut batch);
+        feed.bounds.first = last + 1;
+        feed.bounds.put(&mut batch);
         self.commit(batch)?;
         self.feed = Some(feed);
         Ok(())
     }
 }
 
-impl Feed {
-    fn put_bounds(&self, batch: &mut Batch) {
-        let mut row = self.first.to_be_bytes().to_vec();
-        row.extend_from_slice(&self.before.to_be_bytes());
+impl Bounds {
+    /// Behind this one all is kept.
+    fn oldest(&self) -> Cursor {
+        Cursor {
+            seq: self.first - 1,
+            open: self.before,
+        }
+    }
+
+    fn put(&self, batch: &mut Batch) {
+        let mut row = Vec::with_capacity(28);
+        for number in [self.first, self.before, self.keep] {
+            row.extend_from_slice(&number.to_be_bytes());
+        }
         seal(META_FEED, &mut row);
         batch.put(Table::Meta, META_FEED, row);
     }
@@ -325,27 +352,26 @@ pub fn read_feed(
     changes.collect()
 }
 
+/// Behind this one everything is kept.
+pub(super) fn oldest(snapshot: &dyn Snapshot) -> Result<Cursor, FeedError> {
+    Ok(bounds(snapshot)?.ok_or(FeedError::Off)?.oldest())
+}
+
 /// Behind the last change of a snapshot.
 pub fn feed_cursor(snapshot: &dyn Snapshot) -> Result<Cursor, FeedError> {
-    let (first, before) = bounds(snapshot)?.ok_or(FeedError::Off)?;
+    let bounds = bounds(snapshot)?.ok_or(FeedError::Off)?;
     let last = last_row(snapshot)?.map(|(seq, open)| Cursor { seq, open });
-    Ok(last.unwrap_or(Cursor {
-        seq: first - 1,
-        open: before,
-    }))
+    Ok(last.unwrap_or(bounds.oldest()))
 }
 
 /// The number of the row that follows a cursor.
 fn follow(snapshot: &dyn Snapshot, cursor: Cursor) -> Result<u64, FeedError> {
-    let (first, before) = bounds(snapshot)?.ok_or(FeedError::Off)?;
-    let oldest = Cursor {
-        seq: first - 1,
-        open: before,
-    };
+    let bounds = bounds(snapshot)?.ok_or(FeedError::Off)?;
+    let oldest = bounds.oldest();
     if cursor == oldest {
-        return Ok(first);
+        return Ok(bounds.first);
     }
-    if cursor.seq >= first
+    if cursor.seq >= bounds.first
         && let Some(row) = snapshot.get(Table::Feed, &row_key(cursor.seq))?
         && writer_of_row(cursor.seq, &row)? == cursor.open
     {
@@ -354,18 +380,21 @@ fn follow(snapshot: &dyn Snapshot, cursor: Cursor) -> Result<u64, FeedError> {
     Err(FeedError::FellBehind { cursor, oldest })
 }
 
-/// The first row that is kept, and who wrote the one before it; `None` if no feed is kept.
-fn bounds(snapshot: &dyn Snapshot) -> Result<Option<(u64, u64)>, StateError> {
+/// What is kept; `None` if no feed is.
+fn bounds(snapshot: &dyn Snapshot) -> Result<Option<Bounds>, StateError> {
     let Some(row) = snapshot.get(Table::Meta, META_FEED)? else {
         return Ok(None);
     };
     let row = unseal(META_FEED, &row, "meta row")
         .map_err(|source| corrupt(Table::Meta, META_FEED, source))?;
     let bounds = decode_meta(META_FEED, row, |reader| {
-        match (reader.u64()?, reader.u64()?) {
-            (0, _) => Err(DecodeError::Invalid { what: "meta row" }),
-            bounds => Ok(bounds),
-        }
+        let bounds = Bounds {
+            first: reader.u64()?,
+            before: reader.u64()?,
+            keep: reader.u64()?,
+        };
+        let invalid = DecodeError::Invalid { what: "meta row" };
+        (bounds.first > 0).then_some(bounds).ok_or(invalid)
     })?;
     Ok(Some(bounds))
 }

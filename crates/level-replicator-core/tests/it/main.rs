@@ -15,4 +15,5 @@ mod samples;
 mod storage_conformance;
 mod talking;
 mod unreadable;
+mod verification;
 mod wire_golden;

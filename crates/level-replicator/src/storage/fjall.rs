@@ -15,6 +15,7 @@ mod tests;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -122,6 +123,9 @@ struct Shared {
     commit: RwLock<()>,
     /// The first write that failed.
     failure: OnceLock<Failure>,
+    /// Commits that waited for room, and for how long, in microseconds.
+    stalls: AtomicU64,
+    stalled_us: AtomicU64,
     _lock: Lock,
 }
 
@@ -154,6 +158,8 @@ impl FjallStorage {
             rows: RowCache::new(options.row_cache_bytes()),
             commit: RwLock::new(()),
             failure: OnceLock::new(),
+            stalls: AtomicU64::new(0),
+            stalled_us: AtomicU64::new(0),
             _lock: lock,
         };
         if shared.engine().keyspace.tree.active_memtable().size() >= FLUSHED_AT_OPEN {
@@ -305,6 +311,8 @@ impl Storage for FjallStorage {
         stats.disk_bytes = database.disk_space().ok();
         stats.write_buffer_bytes = Some(database.write_buffer_size());
         stats.journal_bytes = database.journal_disk_space().ok();
+        stats.stalls = Some(self.shared.stalls.load(Ordering::Relaxed));
+        stats.stalled_us = Some(self.shared.stalled_us.load(Ordering::Relaxed));
         stats
     }
 }
@@ -354,11 +362,19 @@ impl Shared {
     /// Waits while the engine is behind with flushing and merging.
     fn wait_for_room(&self, action: &'static str) -> Result<(), StorageError> {
         self.check_failure(action)?;
-        self.wait_until(action, None, |tree| {
+        let has_room = |tree: &fjall::AnyTree| {
             tree.sealed_memtable_count() < SEALED_MEMTABLES_MAX
                 && tree.l0_run_count() < FIRST_LEVEL_RUNS_MAX
-        })
-        .map(drop)
+        };
+        if has_room(&self.engine().keyspace.tree) {
+            return Ok(());
+        }
+        let since = Instant::now();
+        let waited = self.wait_until(action, None, has_room);
+        let took = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.stalls.fetch_add(1, Ordering::Relaxed);
+        self.stalled_us.fetch_add(took, Ordering::Relaxed);
+        waited.map(drop)
     }
 
     /// Waits for the engine's workers; false when the deadline passed first.

@@ -30,11 +30,11 @@ fn changes_of_both_sides_are_told_with_their_origin() {
     let ours = here.put("ours", "1").expect("a write");
     let theirs = there.put("theirs", "2").expect("a write");
     there.sync_now(PATIENCE).expect("it reaches");
-    here.pause();
+    here.pause().expect("it pauses");
     here.put("both", "here").expect("a write");
     let concurrent = there.put("both", "there").expect("a write");
     here.delete("theirs").expect("a write");
-    here.resume();
+    here.resume().expect("it goes on");
     there.sync_now(PATIENCE).expect("it reaches");
 
     let mut next = || {
@@ -186,7 +186,26 @@ fn without_a_feed_nothing_is_kept_and_that_is_told() {
     db.put("key", "value").expect("a write");
     let cursor = db.cursor().expect("a feed");
     drop(db);
-    drop(Options::new().open(place.path()).expect("it opens"));
+    // Whoever opens it without a word of the feed does it no harm.
+    let other = Options::new().open(place.path()).expect("it opens");
+    other.put("key", "other").expect("a write");
+    drop(other);
+    let db = open(place.path());
+    assert_eq!(
+        db.changes(cursor)
+            .expect("a feed")
+            .try_next()
+            .expect("it reads")
+            .map(|it| told(&it)),
+        Some(("key".to_owned(), ChangeKind::Put))
+    );
+    drop(db);
+    drop(
+        Options::new()
+            .change_feed(false)
+            .open(place.path())
+            .expect("it opens"),
+    );
     let db = open(place.path());
     let error = db
         .changes(cursor)

@@ -366,6 +366,24 @@ pub(crate) static COMMANDS: &[Command] = &[
         Action::Peers,
         "tells how the peers are, as JSON",
     ),
+    Command::own(
+        "LR.CHANGES",
+        -2,
+        Action::Changes,
+        "reads the changes that follow a cursor, as JSON",
+    ),
+    Command::own(
+        "LR.BACKUP",
+        2,
+        Action::Backup,
+        "copies the replica into a directory of the daemon's machine",
+    ),
+    Command::own(
+        "LR.VERIFY",
+        1,
+        Action::Verify,
+        "checks everything that is stored, and answers what is wrong as JSON",
+    ),
 ];
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ impl Connection {
     }
 
     /// Sleeps, and notices if the client goes or the server stops meanwhile.
-    async fn pause_for(&mut self, pause: Duration) -> Result<(), Stop> {
+    pub(super) async fn pause_for(&mut self, pause: Duration) -> Result<(), Stop> {
         if self.reader.waiting() >= FREE_REQUEST_BYTES {
             tokio::time::sleep(pause).await;
             return Ok(());

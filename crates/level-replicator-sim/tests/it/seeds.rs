@@ -6,7 +6,7 @@ use level_replicator_sim::sweep::{Failed, Sweep};
 
 /// Seeds that once failed, with their kind and what they found. What they do changes with the plans
 /// that are made from seeds; the mistake of the same name in the core stays.
-const ONCE_FAILED: [(&str, u64, &str); 9] = [
+const ONCE_FAILED: [(&str, u64, &str); 10] = [
     ("standard", 3022, "clock-not-taken-back"),
     ("standard", 1144, "frames-for-anybody"),
     ("standard", 145, "gaps-written-again"),

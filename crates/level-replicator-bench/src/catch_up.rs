@@ -49,7 +49,7 @@ pub(crate) fn measure(keys: u32, runs: u32, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn fill_ours(directory: &Path, workload: &Workload) -> Result<()> {
+pub(crate) fn fill_ours(directory: &Path, workload: &Workload) -> Result<()> {
     let db = Options::new().open(directory)?;
     let mut entries = workload.inserts().peekable();
     while entries.peek().is_some() {

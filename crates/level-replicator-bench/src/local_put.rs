@@ -19,6 +19,8 @@ pub(crate) fn measure(keys: u32, runs: u32, report: &mut Report) -> Result<()> {
     let mut insert = row("P1 put, inserting; the engine doing the same", ">= 0.9");
     let mut update = row("P1 put, updating; the engine doing the same", ">= 0.9");
     let mut plain = row("P1 put, inserting; the engine's plain put", "");
+    let mut feed_insert = row("P1 put, inserting, with the change feed; without", "");
+    let mut feed_update = row("P1 put, updating, with the change feed; without", "");
 
     for _ in 0..runs {
         let scratch = tempfile::tempdir()?;
@@ -26,23 +28,31 @@ pub(crate) fn measure(keys: u32, runs: u32, report: &mut Report) -> Result<()> {
         let db = Options::new()
             .secret(Secret::generate()?)
             .open(directory("ours"))?;
+        let with_feed = Options::new()
+            .secret(Secret::generate()?)
+            .change_feed(true)
+            .open(directory("feed"))?;
         let mut bare = BareEngine::open(&directory("bare"))?;
         let bare_plain = BareEngine::open(&directory("plain"))?;
         let mut put = |key: &Key, value: &Value| Ok(db.put(key, value).map(drop)?);
+        let mut put_feed = |key: &Key, value: &Value| Ok(with_feed.put(key, value).map(drop)?);
         let mut put_bare = |key: &Key, value: &Value| bare.replicated_put(key, value);
         let mut put_plain = |key: &Key, value: &Value| bare_plain.plain_put(key, value);
 
-        let sides: [Put<'_>; 3] = [&mut put, &mut put_bare, &mut put_plain];
-        let [ours, same, alone] = puts_per_second(workload.inserts(), sides)?;
+        let sides: [Put<'_>; 4] = [&mut put, &mut put_bare, &mut put_plain, &mut put_feed];
+        let [ours, same, alone, feed] = puts_per_second(workload.inserts(), sides)?;
         insert.add(ours, same);
         plain.add(ours, alone);
+        feed_insert.add(feed, ours);
 
-        let sides: [Put<'_>; 2] = [&mut put, &mut put_bare];
-        let [ours, same] = puts_per_second(workload.updates(), sides)?;
+        let sides: [Put<'_>; 3] = [&mut put, &mut put_bare, &mut put_feed];
+        let [ours, same, feed] = puts_per_second(workload.updates(), sides)?;
         update.add(ours, same);
+        feed_update.add(feed, ours);
         db.close()?;
+        with_feed.close()?;
     }
-    report.add([insert, update, plain]);
+    report.add([insert, update, plain, feed_insert, feed_update]);
     Ok(())
 }
 

@@ -17,6 +17,7 @@ mod processes;
 mod proofs;
 mod redis;
 mod report;
+mod while_joining;
 mod workload;
 
 use std::error::Error;
@@ -88,6 +89,8 @@ enum Measure {
     P12,
     /// The Redis protocol, beside Redis.
     P13,
+    /// Local put while everything streams in.
+    P17,
     /// All of these.
     All,
     /// Proves that what was deleted stays deleted, whoever comes back.
@@ -151,6 +154,9 @@ fn main() -> Result<ExitCode> {
     }
     if args.measure == Measure::P13 || args.measure == Measure::All && redis::is_possible() {
         redis::measure(keys, runs, &mut report)?;
+    }
+    if wanted(Measure::P17) {
+        while_joining::measure(keys, runs, &mut report)?;
     }
 
     print!("{report}");

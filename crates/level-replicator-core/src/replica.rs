@@ -642,9 +642,9 @@ impl Replica {
         }
     }
 
-    /// Whether only claims are missing, which may never be made. Half a heal is missing more.
+    /// Whether only claims are missing, which may never be made. A heal of which something is not known is missing more.
     fn waits_for_claims(&self) -> bool {
-        self.state.is_catching_up() && self.state.wanted().is_empty()
+        self.state.is_catching_up() && self.state.clock().covers(self.state.wanted())
     }
 
     fn tell_synced(&mut self, session: &mut Session) {

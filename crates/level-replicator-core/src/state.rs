@@ -489,7 +489,10 @@ impl State {
     pub fn give_up_claims(&mut self) -> Result<(), StateError> {
         let mut batch = Batch::default();
         put_writer_set(&mut batch, META_UNCLAIMED, &BTreeSet::new());
+        // What was wanted may have become known piece by piece, without a claim.
+        let floor = self.floor_after_claim(&mut batch, None);
         self.commit(batch)?;
+        self.take_floor(floor);
         if is_planted(Mistake::GapsClosedByTime) {
             for &writer in &self.unclaimed {
                 let last = self

@@ -40,7 +40,7 @@ const READ_CHANGES: usize = 256;
 /// let change = changes.try_next()?.expect("a change");
 /// assert_eq!((&change.key[..], change.is_local), (&b"key"[..], true));
 /// assert_eq!(changes.try_next()?, None);
-/// # Ok::<(), level_replicator::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Changes {
     shared: Arc<Shared>,

@@ -35,7 +35,7 @@ impl Db {
     /// db.put("key", "value")?;
     /// let verified = db.verify(|_| ())?;
     /// assert!(verified.is_sound(), "{:?}", verified.findings);
-    /// # Ok::<(), level_replicator::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn verify(&self, mut progress: impl FnMut(VerifyProgress)) -> Result<Verification, Error> {
         self.check_open()?;

@@ -224,6 +224,12 @@ pub(crate) struct ServeArgs {
         env = "LEVEL_REPLICATOR_RESP_IDLE_TIMEOUT"
     )]
     pub(crate) resp_idle_timeout: Option<u64>,
+    /// Where the page, the status and the metrics are, or 'none' [default: 127.0.0.1:9100]
+    #[arg(long, value_name = "HOST:PORT", env = "LEVEL_REPLICATOR_HTTP")]
+    pub(crate) http: Option<String>,
+    /// A file with the password of that page; or the variable LEVEL_REPLICATOR_HTTP_PASSWORD holds it
+    #[arg(long, value_name = "FILE", env = "LEVEL_REPLICATOR_HTTP_PASSWORD_FILE")]
+    pub(crate) http_password_file: Option<PathBuf>,
     /// When a write counts as done [default: buffered]
     #[arg(long, env = "LEVEL_REPLICATOR_DURABILITY")]
     pub(crate) durability: Option<DurabilityName>,

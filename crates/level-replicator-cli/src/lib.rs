@@ -7,6 +7,7 @@ mod args;
 mod command;
 mod door;
 pub mod feed;
+pub mod http;
 mod json;
 mod output;
 pub mod report;

@@ -18,7 +18,7 @@ pub fn peers_json(db: &Db) -> String {
     Value::Array(peers.iter().map(peer).collect()).to_string()
 }
 
-fn status(status: &Status, members: &[MemberStatus]) -> Value {
+pub(crate) fn status(status: &Status, members: &[MemberStatus]) -> Value {
     let traffic = &status.traffic;
     let reclaim = &status.reclaim;
     json!({
@@ -117,7 +117,7 @@ fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn unix_ms(at: SystemTime) -> u64 {
+pub(crate) fn unix_ms(at: SystemTime) -> u64 {
     ms(at
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default())

@@ -14,11 +14,13 @@ use level_replicator::{
 use serde::Deserialize;
 
 use crate::args::{DurabilityName, LogFormat, LogLevel, ResolverName, ServeArgs};
+use crate::http::HttpOptions;
 use crate::resp::{Password, RespOptions};
 
 /// The variables that hold what must not stand on a command line.
 pub(crate) const SECRET_VARIABLE: &str = "LEVEL_REPLICATOR_SECRET";
 pub(crate) const PASSWORD_VARIABLE: &str = "LEVEL_REPLICATOR_RESP_PASSWORD";
+pub(crate) const HTTP_PASSWORD_VARIABLE: &str = "LEVEL_REPLICATOR_HTTP_PASSWORD";
 
 /// How often sources of peers are asked.
 const FILE_INTERVAL: Duration = Duration::from_secs(1);
@@ -62,6 +64,9 @@ struct File {
     resp_clients_max: Option<usize>,
     #[serde(alias = "resp_idle_timeout")]
     resp_idle_timeout: Option<u64>,
+    http: Option<String>,
+    #[serde(alias = "http_password_file")]
+    http_password_file: Option<PathBuf>,
     durability: Option<DurabilityName>,
     resolver: Option<ResolverName>,
     #[serde(alias = "change_feed")]
@@ -81,6 +86,7 @@ pub(crate) struct Settings {
     pub(crate) path: PathBuf,
     pub(crate) options: Options,
     pub(crate) resp: Option<RespOptions>,
+    pub(crate) http: Option<HttpOptions>,
     pub(crate) log_format: LogFormat,
     pub(crate) log_level: LogLevel,
     /// What should be told once logs are written.
@@ -92,6 +98,7 @@ pub(crate) struct Settings {
 pub(crate) struct Surroundings {
     pub(crate) secret: Option<String>,
     pub(crate) password: Option<String>,
+    pub(crate) http_password: Option<String>,
 }
 
 impl Surroundings {
@@ -102,6 +109,7 @@ impl Surroundings {
         Ok(Surroundings {
             secret: variable(SECRET_VARIABLE)?,
             password: variable(PASSWORD_VARIABLE)?,
+            http_password: variable(HTTP_PASSWORD_VARIABLE)?,
         })
     }
 }
@@ -239,13 +247,7 @@ impl Settings {
         let resp = args.resp.or(file.resp);
         let resp = optional_address("--resp", resp.as_deref().unwrap_or("127.0.0.1:6379"))?;
         let password_file = args.resp_password_file.or(file.resp_password_file);
-        let password = match &password_file {
-            Some(path) => {
-                warnings.extend(readable_by_others(path));
-                Some(Password::from_file(path)?)
-            }
-            None => around.password.clone().and_then(Password::new),
-        };
+        let password = self::password(password_file, around.password.as_deref(), &mut warnings)?;
         let resp = match resp {
             None => None,
             Some(listen) => {
@@ -276,10 +278,35 @@ impl Settings {
                 Some(resp)
             }
         };
+
+        let http = args.http.or(file.http);
+        let http = optional_address("--http", http.as_deref().unwrap_or("127.0.0.1:9100"))?;
+        let password_file = args.http_password_file.or(file.http_password_file);
+        let password = self::password(
+            password_file,
+            around.http_password.as_deref(),
+            &mut warnings,
+        )?;
+        let http = match http {
+            None => None,
+            Some(listen) => {
+                if password.is_none() && !is_loopback(&listen) {
+                    return Err(format!(
+                        "--http {} can be reached from other machines and there is no password: give \
+                         one by --http-password-file, or listen on 127.0.0.1",
+                        listen.as_str()
+                    ));
+                }
+                let mut http = HttpOptions::new(listen);
+                http.password = password;
+                Some(http)
+            }
+        };
         Ok(Settings {
             path,
             options,
             resp,
+            http,
             log_format: args
                 .log_format
                 .or(file.log_format)
@@ -287,6 +314,21 @@ impl Settings {
             log_level: args.log_level.or(file.log_level).unwrap_or(LogLevel::Info),
             warnings,
         })
+    }
+}
+
+/// A password from a file, or from a variable if there is no file.
+fn password(
+    file: Option<PathBuf>,
+    variable: Option<&str>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Password>, String> {
+    match file {
+        Some(path) => {
+            warnings.extend(readable_by_others(&path));
+            Password::from_file(&path).map(Some)
+        }
+        None => Ok(variable.and_then(Password::new)),
     }
 }
 
@@ -379,7 +421,7 @@ mod tests {
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("settings.toml");
-        let text = "path = \"/data\"\nresp = \"127.0.0.1:1\"\nresp_clients_max = 7\nlog-format = \"json\"\n";
+        let text = "path = \"/data\"\nresp = \"127.0.0.1:1\"\nresp_clients_max = 7\nhttp = \"127.0.0.1:2\"\nlog-format = \"json\"\n";
         std::fs::write(&file, text).expect("written");
         let file = file.to_str().expect("a name");
 
@@ -388,6 +430,11 @@ mod tests {
         assert_eq!(settings.path, Path::new("/data"));
         let resp = settings.resp.expect("a door");
         assert_eq!((resp.listen.as_str(), resp.clients_max), ("127.0.0.1:1", 7));
+        let http = settings.http.expect("a page");
+        assert_eq!(
+            (http.listen.as_str(), http.password.is_some()),
+            ("127.0.0.1:2", false)
+        );
         assert_eq!(settings.log_format, LogFormat::Json);
         assert_eq!(settings.log_level, LogLevel::Info);
 
@@ -413,7 +460,7 @@ mod tests {
         let file = directory.path().join("settings.toml");
         std::fs::write(&file, "path = \"/data\"\nlissten = \"x\"\n").expect("written");
         let file = file.to_str().expect("a name");
-        let cases: [(&[&str], &str); 11] = [
+        let cases: [(&[&str], &str); 14] = [
             (
                 &["--path", "d", "--value-bytes-max", "0"],
                 "--value-bytes-max is 0",
@@ -439,6 +486,15 @@ mod tests {
                 &["--path", "d", "--resp", "0.0.0.0:6379"],
                 "give one by --resp-password-file",
             ),
+            (
+                &["--path", "d", "--http", "0.0.0.0:9100"],
+                "give one by --http-password-file",
+            ),
+            (&["--path", "d", "--http", "nonsense"], "--http: "),
+            (
+                &["--path", "d", "--http-password-file", "/nowhere"],
+                "/nowhere",
+            ),
             (&["--path", "d", "--secret-file", "/nowhere"], "/nowhere"),
         ];
         for (flags, expected) in cases {
@@ -453,6 +509,7 @@ mod tests {
         let around = Surroundings {
             secret: Some("ab".repeat(32)),
             password: Some("open sesame".to_owned()),
+            http_password: Some("open simsim".to_owned()),
         };
         let flags = [
             "--path",
@@ -461,17 +518,19 @@ mod tests {
             "0.0.0.0:9000",
             "--resp",
             "0.0.0.0:6379",
+            "--http",
+            "0.0.0.0:9100",
         ];
         let settings = gather(&flags, &around).expect("good settings");
         let shown = format!("{settings:?}");
         assert!(
-            !shown.contains("abab") && !shown.contains("sesame"),
+            !shown.contains("abab") && !shown.contains("sesame") && !shown.contains("simsim"),
             "{shown}"
         );
 
         let around = Surroundings {
             secret: Some("deadbeef".to_owned()),
-            password: None,
+            ..Surroundings::default()
         };
         let refused = gather(&flags, &around).expect_err("no secret");
         assert!(!refused.contains("deadbeef"), "{refused}");

@@ -12,6 +12,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::{Failure, UsageError};
 use crate::args::{LogFormat, LogLevel, ServeArgs};
+use crate::http::HttpServer;
 use crate::output::count;
 use crate::resp::RespServer;
 use crate::settings::{Settings, Surroundings};
@@ -48,13 +49,18 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
         None => None,
         Some(options) => Some(RespServer::start(db.clone(), options)?),
     };
-    if let Err(error) = announce(&db, resp.as_ref()) {
+    let http = match settings.http {
+        None => None,
+        Some(options) => Some(HttpServer::start(db.clone(), options)?),
+    };
+    if let Err(error) = announce(&db, resp.as_ref(), http.as_ref()) {
         // Whoever has started the daemon does not listen: no reason not to serve the others.
         tracing::warn!(%error, "cannot print the ready line");
     }
     follow_until(&db, &stop);
 
     tracing::info!("closing");
+    drop(http);
     drop(resp);
     let closed = db.close();
     drop(db);
@@ -64,7 +70,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
 }
 
 /// The line for whoever has started the daemon.
-fn announce(db: &Db, resp: Option<&RespServer>) -> std::io::Result<()> {
+fn announce(db: &Db, resp: Option<&RespServer>, http: Option<&HttpServer>) -> std::io::Result<()> {
     let status = db.status();
     tracing::info!(replica = %status.replica, cluster = status.cluster, "ready");
     let shown = |address: Option<&level_replicator::Address>| {
@@ -73,10 +79,11 @@ fn announce(db: &Db, resp: Option<&RespServer>) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(
         stdout,
-        "ready replica={} listen={} resp={} http=none",
+        "ready replica={} listen={} resp={} http={}",
         status.replica,
         shown(status.listen.as_ref()),
         shown(resp.map(RespServer::address)),
+        shown(http.map(HttpServer::address)),
     )?;
     stdout.flush()
 }

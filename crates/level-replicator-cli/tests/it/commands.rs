@@ -234,7 +234,7 @@ fn a_daemon_that_cannot_start_says_why() {
     let path = directory.path().join("one");
     let daemon = Daemon::start(&path, &[]);
     let serve = |path: &std::path::Path, more: &[&str]| {
-        let mut serving = command(&["serve", "--no-multicast", "--path"]);
+        let mut serving = command(&["serve", "--no-multicast", "--http", "none", "--path"]);
         serving
             .arg(path)
             .args(more)
@@ -278,7 +278,7 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 fn a_daemon_serves_though_nobody_reads_its_ready_line() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut serving = command(&["serve", "--no-multicast", "--listen", "none"]);
-    serving.args(["--resp", "none", "--path"]);
+    serving.args(["--resp", "none", "--http", "none", "--path"]);
     let mut serving = serving
         .arg(directory.path())
         .stdout(
@@ -307,7 +307,11 @@ fn a_secret_that_is_no_text_is_refused_and_not_passed_over() {
     use std::os::unix::ffi::OsStrExt;
     let directory = tempfile::tempdir().expect("a directory");
     let broken = std::ffi::OsStr::from_bytes(b"\xffsesame");
-    for name in ["LEVEL_REPLICATOR_SECRET", "LEVEL_REPLICATOR_RESP_PASSWORD"] {
+    for name in [
+        "LEVEL_REPLICATOR_SECRET",
+        "LEVEL_REPLICATOR_RESP_PASSWORD",
+        "LEVEL_REPLICATOR_HTTP_PASSWORD",
+    ] {
         let mut serving = command(&["serve", "--no-multicast", "--listen", "none", "--path"]);
         let serving = serving.arg(directory.path()).env(name, broken);
         let output = serving.output().expect("the tool runs");

@@ -16,6 +16,7 @@ pub(crate) struct Daemon {
     pub(crate) replica: String,
     pub(crate) listen: String,
     pub(crate) resp: String,
+    pub(crate) http: String,
 }
 
 impl Daemon {
@@ -29,6 +30,9 @@ impl Daemon {
         }
         if !has("--resp") {
             starting.args(["--resp", "127.0.0.1:0"]);
+        }
+        if !has("--http") {
+            starting.args(["--http", "none"]);
         }
         Daemon::of(starting.args(more))
     }
@@ -63,12 +67,12 @@ impl Daemon {
             panic!("no ready line but '{line}': {said}");
         };
         assert!(line.starts_with("ready replica="), "{line}");
-        assert_eq!(http, "none");
         Daemon {
             child,
             replica,
             listen,
             resp,
+            http,
         }
     }
 

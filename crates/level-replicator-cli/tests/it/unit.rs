@@ -52,7 +52,8 @@ fn the_tool_starts_as_the_unit_says() {
     assert_eq!(words[0], PROGRAM);
     let mut starting = command(&words[1..]);
     starting.args(["--listen", "127.0.0.1:0", "--resp", "127.0.0.1:0"]);
-    let daemon = Daemon::of(starting.arg("--no-multicast"));
+    starting.args(["--http", "127.0.0.1:0", "--no-multicast"]);
+    let daemon = Daemon::of(&mut starting);
     let (status, logged) = daemon.stop();
     assert!(status.success(), "{logged}");
 }

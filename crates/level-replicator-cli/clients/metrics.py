@@ -36,7 +36,7 @@ def documented():
 class Daemon:
     def __init__(self, path, *more):
         words = ["serve", "--path", path, "--no-multicast", "--listen", "127.0.0.1:0", "--resp", "127.0.0.1:0"]
-        words += ["--http", "127.0.0.1:0", *more]
+        words += ["--http", "127.0.0.1:0", "--change-feed", *more]
         self.process = subprocess.Popen([tool, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         line = self.process.stdout.readline()
         said = dict(word.split("=", 1) for word in line.split()[1:])
@@ -86,7 +86,7 @@ def moving(directory):
         a.until("written keys are counted", lambda keys: keys == 2, "keys")
         b.until("and arrive", lambda keys: keys == 2, "keys")
         assert b.value("received_records_total") >= 2 and a.value("sent_records_total") >= 2
-        assert b.value("writes_known") == 2
+        assert b.value("writes_known") == 2 and b.value("changes_total") == 2
         a.run("delete", "a")
         a.until("a delete leaves a key less", lambda keys: keys == 1, "keys")
         peer = a.listen

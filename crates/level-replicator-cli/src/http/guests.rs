@@ -175,3 +175,49 @@ impl HttpBody for Answer {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guests(max: usize) -> (Rc<Guests>, Arc<Counts>) {
+        let counts = Arc::new(Counts::default());
+        (Rc::new(Guests::new(max, Arc::clone(&counts))), counts)
+    }
+
+    /// Whether somebody has been asked to go.
+    fn is_needed(place: &Place) -> bool {
+        let mut waiting = std::pin::pin!(place.is_needed());
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        std::future::Future::poll(waiting.as_mut(), &mut context).is_ready()
+    }
+
+    #[test]
+    fn whoever_has_been_silent_for_longest_goes_first() {
+        let (guests, counts) = guests(2);
+        let first = guests.admit().expect("a place");
+        let second = guests.admit().expect("a place");
+        // It asks, and is answered: now the other one has been silent for longer.
+        drop(first.turn());
+        let third = guests.admit().expect("a place");
+        assert!(is_needed(&second) && !is_needed(&first) && !is_needed(&third));
+        assert_eq!(counts.refused.load(Ordering::Relaxed), 1);
+        drop((first, second, third));
+        assert!(guests.is_empty());
+        assert_eq!(counts.open.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn nobody_goes_while_all_are_being_answered() {
+        let (guests, counts) = guests(2);
+        let places = [guests.admit(), guests.admit()].map(|place| place.expect("a place"));
+        let mut turns: Vec<Turn> = places.iter().map(Place::turn).collect();
+        assert!(guests.admit().is_none());
+        assert_eq!(counts.refused.load(Ordering::Relaxed), 1);
+        assert!(!places.iter().any(is_needed));
+
+        turns.pop();
+        assert!(guests.admit().is_some());
+        assert!(is_needed(&places[1]) && !is_needed(&places[0]));
+    }
+}

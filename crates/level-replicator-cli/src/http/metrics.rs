@@ -86,9 +86,14 @@ fn replica(text: &mut Text, seen: &Seen) {
         states.sample(&[("state", name)], u8::from(status.sync_state == state));
     }
     text.counter(
+        "changes_total",
+        "Changes that the change feed has told of, if changes are kept.",
+        status.changes,
+    );
+    text.counter(
         "promotions_total",
         "Heals that nobody could finish.",
-        status.promotions,
+        Some(status.promotions),
     );
 }
 
@@ -219,7 +224,7 @@ fn engine(text: &mut Text, seen: &Seen) {
             traffic.received_records,
         ),
     ] {
-        text.counter(name, help, value);
+        text.counter(name, help, Some(value));
     }
     text.gauge("links", "Links to peers that are open.", Some(status.links));
     let storage = &status.storage;
@@ -243,6 +248,17 @@ fn engine(text: &mut Text, seen: &Seen) {
         "Whether the engine's background work may be stuck.",
         Some(u8::from(status.storage_alarm)),
     );
+    text.counter(
+        "storage_stalls_total",
+        "Commits that waited because the engine was behind with its background work.",
+        storage.stalls,
+    );
+    let stalled_us = storage.stalled_us.map(Duration::from_micros);
+    text.counter(
+        "storage_stalled_seconds_total",
+        "How long they waited.",
+        stalled_us.map(|stalled| stalled.as_secs_f64()),
+    );
 }
 
 fn http(text: &mut Text, counts: &Counts) {
@@ -264,7 +280,7 @@ fn http(text: &mut Text, counts: &Counts) {
         ),
         ("http_requests_total", "HTTP requests.", &counts.requests),
     ] {
-        text.counter(name, help, count.load(Ordering::Relaxed));
+        text.counter(name, help, Some(count.load(Ordering::Relaxed)));
     }
 }
 
@@ -299,8 +315,10 @@ impl Text {
         }
     }
 
-    fn counter(&mut self, name: &str, help: &str, value: u64) {
-        self.family(name, "counter", help).sample(&[], value);
+    fn counter(&mut self, name: &str, help: &str, value: Option<impl Display>) {
+        if let Some(value) = value {
+            self.family(name, "counter", help).sample(&[], value);
+        }
     }
 
     fn by_peer<V: Display>(
@@ -356,7 +374,8 @@ mod tests {
             .sample(&[("x", "1\\\"\n"), ("y", "")], 0.5);
         text.gauge("b", "Help.", None::<u64>);
         text.by_peer("c", "Help.", &[], |_| Some(1));
-        text.counter("d_total", "Help.", u64::MAX);
+        text.counter("d_total", "Help.", Some(u64::MAX));
+        text.counter("e_total", "Help.", None::<u64>);
         let expected = "# HELP level_replicator_a Help.\n\
             # TYPE level_replicator_a gauge\n\
             level_replicator_a{x=\"1\\\\\\\"\\n\",y=\"\"} 0.5\n\

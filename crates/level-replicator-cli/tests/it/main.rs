@@ -7,6 +7,7 @@ mod demo;
 mod discovery;
 mod doors;
 mod follow;
+mod http;
 mod redis;
 mod resp;
 mod resp_commands;

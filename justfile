@@ -47,6 +47,11 @@ clients:
     cargo build --release
     crates/level-replicator-cli/clients/run "${CARGO_TARGET_DIR:-target}/release/level-replicator"
 
+# The page in a real browser, and the metrics by Prometheus's reader; `just page docs/pictures` makes the pictures of the docs
+page pictures="":
+    cargo build --release
+    crates/level-replicator-cli/clients/page "${CARGO_TARGET_DIR:-target}/release/level-replicator" {{pictures}}
+
 # LevelDB as an engine, and an import of what Node wrote; needs its library, such as Debian's libleveldb-dev
 leveldb:
     cargo clippy -p level-replicator -p level-replicator-cli --features leveldb --all-targets -- -D warnings

@@ -509,6 +509,11 @@ fn it_is_ready_once_it_has_met_a_peer_or_can_meet_none() {
     let other = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = other.local_addr().expect("an address").to_string();
     shown.db.add_peer(&address).expect("an address");
+    until(
+        "it is known",
+        || shown.get("/status").body,
+        |body| body.contains(&address),
+    );
     assert_eq!(shown.get("/readyz").status, 200);
 
     // What went wrong is remembered, once for each address.

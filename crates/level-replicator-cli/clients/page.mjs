@@ -25,7 +25,7 @@ const until = async (what, ask, ms = 30_000) => {
 const daemons = [];
 const start = async (name, ...more) => {
   const child = spawn(tool, ['serve', '--path', join(work, name), '--cluster', 'shop', '--no-multicast', '--listen', '127.0.0.1:0',
-    '--resp', '127.0.0.1:0', '--http', '127.0.0.1:0', ...more], { stdio: ['ignore', 'pipe', 'ignore'] });
+    '--resp', '127.0.0.1:0', ...(more.includes('--http') ? [] : ['--http', '127.0.0.1:0']), ...more], { stdio: ['ignore', 'pipe', 'ignore'] });
   daemons.push(child);
   const line = await new Promise((resolve, reject) => {
     let said = '';
@@ -206,6 +206,51 @@ try {
   a.run('resume');
   await says('All is well');
 
+  // What is rare: the status is that of the daemon, but for some words.
+  const rare = async (name, words, change, happened = []) => {
+    await page.route('**/status', async (route) => {
+      const status = await a.status();
+      change(status);
+      await route.fulfill({ json: status });
+    });
+    await page.route('**/recent', (route) => route.fulfill({ json: happened.map((what) => ({ at_ms: Date.now() - 5_000, times: 1, ...what })) }));
+    await says(words);
+    await check(name);
+    await page.unroute('**/status');
+    await page.unroute('**/recent');
+  };
+  const evil = '<img src=x onerror=alert(1)>', replica = 'f'.repeat(32), long = `a-very-long-name-of-a-machine.${'x'.repeat(60)}.example.org:65535`;
+  await rare('alarm', 'engine may be stuck', (status) => { status.storage.alarm = true; status.storage.stalls = 3; status.storage.stalled_us = 5e6; });
+  await rare('healing', 'being healed', (status) => { status.sync_state = 'healing'; status.keys = status.conflicts = status.digest = null; });
+  await rare('catching up', 'Catching up', (status) => { status.sync_state = 'catching up'; });
+  await rare('counting', 'keys are being counted', (status) => { status.keys = status.conflicts = status.deletes_waiting = status.log_entries = null; });
+  await rare('held back', 'Deletes wait for member ffffffff', (status) => {
+    Object.assign(status.reclaim, { epoch_open: true, epoch_age_ms: 9e6, held_back_by: [{ replica, silent_ms: 8e6 }], reclaiming: true });
+    status.members.push({ replica, self: false, retired: false, excluded: false, admitted_by: replica, seen_at_ms: Date.now() - 8e6 });
+  });
+  await rare('excluded', '1 member was silent for the horizon', (status) => {
+    status.members.push({ replica, self: false, retired: false, excluded: true, admitted_by: replica, seen_at_ms: Date.now() - 2e9 });
+    status.members.push({ replica: 'e'.repeat(32), self: false, retired: true, excluded: false, admitted_by: replica, seen_at_ms: null });
+  });
+  await rare('skew', 'clock is ahead', () => {}, [{ what: 'clock skew', whom: replica, text: 'its clock is 90000 ms ahead of ours' }]);
+  await rare('divergence', 'held different contents', () => {}, [
+    { what: 'clock skew', whom: replica, text: 'its clock is 90000 ms ahead of ours' },
+    { what: 'divergence', whom: replica, text: 'it held other values for the same writes' },
+    { what: 'error', whom: null, text: 'no space left on device' },
+  ]);
+  await rare('alone', 'this replica is alone', (status) => { status.peers = []; status.members = status.members.filter((member) => member.self); status.listen = null; });
+  await rare('one peer', 'its peer is reached', (status) => { status.peers.length = 1; });
+  await rare('foreign words', `Peer ${evil} cannot be reached`, (status) => {
+    status.cluster = `${evil}${'c'.repeat(200)}`;
+    Object.assign(status.peers[0], { address: evil, failures: 4, connected: false, replica: null, lag_writes: 123456789 });
+    Object.assign(status.peers[1], { address: long });
+  }, [{ what: 'error', whom: evil, text: `${evil} ${'y'.repeat(250)}`, times: 12 }]);
+  assert.equal(await page.locator('img').count(), 0);
+  await rare('elsewhere', 'All is well', (status) => {
+    status.peers.push({ ...status.peers[0], address: long, connected: false, failures: 9 });
+  });
+  await says('All is well');
+
   // Everybody else is gone.
   b.child.kill('SIGKILL');
   c.child.kill('SIGKILL');
@@ -221,6 +266,10 @@ try {
   await says('has not answered since');
   await picture('lost');
   await check('lost');
+
+  // It is back: the page goes on.
+  await start('a', '--http', a.http);
+  await until('the page goes on', async () => !(await sentence()).includes('has not answered'));
   assert.deepEqual(faults, []);
   console.log('the page is content');
 } finally {

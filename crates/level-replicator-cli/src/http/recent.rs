@@ -124,3 +124,49 @@ fn told(event: &Event) -> Option<(&'static str, Option<String>, String)> {
     };
     Some(told)
 }
+
+#[cfg(test)]
+mod tests {
+    use level_replicator::ReplicaId;
+
+    use super::*;
+
+    fn excluded(number: u128) -> Event {
+        Event::Excluded {
+            replica: ReplicaId(number.to_be_bytes()),
+        }
+    }
+
+    #[test]
+    fn what_happens_again_is_counted_and_the_oldest_is_forgotten() {
+        let recent = Recent::default();
+        recent.hear(&excluded(1));
+        recent.hear(&Event::Promoted);
+        recent.hear(&excluded(1));
+        recent.hear(&Event::Missed { count: 7 });
+        let told = recent.json();
+        let shown: Vec<(&str, u64)> = told
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|told| Some((told["what"].as_str()?, told["times"].as_u64()?)))
+            .collect();
+        assert_eq!(shown, [("promoted", 1), ("excluded", 2)]);
+
+        (0..1_000).for_each(|number| recent.hear(&excluded(number)));
+        let told = recent.json();
+        let last = ReplicaId(999_u128.to_be_bytes()).to_string();
+        assert_eq!(told.as_array().map(Vec::len), Some(RECENT_MAX));
+        assert_eq!(told[RECENT_MAX - 1]["whom"], last);
+    }
+
+    #[test]
+    fn texts_of_others_are_bounded() {
+        let recent = Recent::default();
+        recent.hear(&Event::Rebuilt {
+            damage: "x".repeat(1 << 20),
+        });
+        let told = recent.json();
+        assert_eq!(told[0]["text"].as_str().map(str::len), Some(TEXT_CHARS_MAX));
+    }
+}

@@ -37,7 +37,7 @@ impl Page {
             seen += 1;
             page.cursor = change.cursor;
             if change.key.starts_with(prefix) {
-                let (value, size) = shown(db, &change)?;
+                let (value, size) = change_json(db, &change)?;
                 bytes += size;
                 page.changes.push(value);
             }
@@ -52,7 +52,11 @@ impl Page {
 }
 
 /// A change with the value that readers see by now, and how many bytes both take, about.
-fn shown(db: &Db, change: &Change) -> Result<(Value, usize), Error> {
+///
+/// # Errors
+///
+/// As [`Db::get`].
+pub fn change_json(db: &Db, change: &Change) -> Result<(Value, usize), Error> {
     let mut object = Map::new();
     object.insert("cursor".to_owned(), change.cursor.to_string().into());
     json::put(&mut object, "key", &change.key);

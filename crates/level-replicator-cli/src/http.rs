@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`options`] | how the server behaves; every bound with its reason |
 //! | `look`, `readiness` | what is seen of the database; whether it should be sent clients |
+//! | `changes` | the change feed as a stream of events |
 //! | `recent` | what happened lately that somebody should know |
 //! | `metrics` | the same as text for Prometheus: docs/metrics.md |
 //! | `gate` | who may ask, and for what; the headers of every response |
@@ -16,6 +17,7 @@
 //! | `patience`, `guests` | a stream that does not wait for ever; who is connected, and who goes when there are too many |
 //! | [`server`] | the thread and its connections |
 
+mod changes;
 mod gate;
 mod guests;
 mod look;

@@ -139,7 +139,12 @@ impl Changes {
         poll_fn(|context| self.poll_next(context)).await
     }
 
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<FeedChange, Error>> {
+    /// The next change if there is one by now; else the task is woken when there may be. For what is polled by hand.
+    ///
+    /// # Errors
+    ///
+    /// As [`Changes::try_next`].
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<FeedChange, Error>> {
         loop {
             let end = self.shared.feed.lock().end;
             if let Some(next) = self.try_next().transpose() {

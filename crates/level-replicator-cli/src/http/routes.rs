@@ -16,6 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
+use crate::http::changes;
 use crate::http::gate::{gate, plain};
 use crate::http::guests::Counts;
 use crate::http::look::{Looks, Seen};
@@ -24,6 +25,7 @@ use crate::http::readiness::Readiness;
 use crate::http::recent::Recent;
 use crate::report;
 use crate::resp::Password;
+use level_replicator::Db;
 
 /// The page: one file, which asks for nothing but `/status` and `/recent`.
 const PAGE: &str = include_str!("page.html");
@@ -40,6 +42,7 @@ static PAGE_POLICY: LazyLock<String> = LazyLock::new(|| {
 
 /// What all requests share.
 pub(crate) struct Site {
+    pub(crate) db: Db,
     pub(crate) looks: Looks,
     pub(crate) recent: Recent,
     pub(crate) readiness: Readiness,
@@ -54,6 +57,7 @@ pub(crate) fn router(site: Arc<Site>) -> Router {
         .route("/status", get(status))
         .route("/recent", get(recent))
         .route("/metrics", get(metrics_text))
+        .route("/v1/changes", get(changes::changes))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(unknown)
@@ -109,8 +113,7 @@ async fn readyz(State(site): State<Arc<Site>>) -> Response {
 }
 
 async fn unknown() -> Response {
-    let text =
-        "nothing here: / is the page; /status, /metrics, /healthz and /readyz are for programs";
+    let text = "nothing here: / is the page; /status, /metrics, /v1/changes, /healthz and /readyz are for programs";
     plain(StatusCode::NOT_FOUND, text)
 }
 

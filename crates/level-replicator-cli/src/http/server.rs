@@ -206,6 +206,7 @@ impl Server {
     fn new(db: Db, options: HttpOptions, stopped: watch::Receiver<bool>) -> Server {
         let counts = Arc::new(Counts::default());
         let site = Arc::new(Site {
+            db: db.clone(),
             looks: Looks::new(db, options.look_timeout),
             recent: Recent::default(),
             readiness: Readiness::default(),

@@ -584,3 +584,120 @@ fn a_database_that_is_closed_is_not_healthy_and_a_stop_is_quick() {
     idle.hear_the_end();
     half.hear_the_end();
 }
+
+impl Client {
+    /// The lines of a stream up to the next empty one: an event, or a sign of life.
+    fn event(&mut self) -> Vec<String> {
+        // What comes in chunks has their lengths between.
+        let mut lines = Vec::new();
+        loop {
+            let line = self.line().expect("the stream goes on");
+            match line.as_str() {
+                "" if lines.is_empty() => {}
+                "" => return lines,
+                line if line.bytes().all(|byte| byte.is_ascii_hexdigit()) => {}
+                line => lines.push(line.to_owned()),
+            }
+        }
+    }
+
+    fn follow(&mut self, query: &str, more: &str) -> Answer {
+        self.send(&format!(
+            "GET /v1/changes{query} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n"
+        ));
+        let first = self.line().expect("an answer");
+        let status = first.split(' ').nth(1).expect("a status");
+        let mut headers = Vec::new();
+        while let Some(line) = self.line().filter(|line| !line.is_empty()) {
+            let (name, value) = line.split_once(": ").expect("a header");
+            headers.push((name.to_ascii_lowercase(), value.to_owned()));
+        }
+        Answer {
+            status: status.parse().expect("a number"),
+            headers,
+            body: String::new(),
+        }
+    }
+}
+
+/// The cursor and the change of an event.
+fn told(event: &[String]) -> (String, Value) {
+    let of = |name: &str| event.iter().find_map(|line| line.strip_prefix(name));
+    let change = of("data: ").expect("a change");
+    let id = of("id: ").expect("a cursor").to_owned();
+    (id, serde_json::from_str(change).expect("an object"))
+}
+
+#[test]
+fn changes_are_streamed_and_a_client_that_comes_back_goes_on_where_it_was() {
+    let shown = Shown::start_with(Options::new().change_feed(true), |_| {});
+    let db = &shown.db;
+    db.put("user/1", "Ada").expect("a write");
+    db.put("other", "x").expect("a write");
+    db.put("user/2", [0xff, 0]).expect("a write");
+    let mut client = shown.client();
+    let begun = client.follow("?from=0&prefix=user%2F", "");
+    assert_eq!(begun.status, 200);
+    assert_eq!(begun.header("content-type"), "text/event-stream");
+    assert_eq!(client.event(), [": changes"]);
+    let (first, change) = told(&client.event());
+    assert_eq!(
+        (&change["key"], &change["value"]),
+        (&"user/1".into(), &"Ada".into())
+    );
+    assert_eq!(
+        (&change["kind"], &change["local"]),
+        (&"put".into(), &true.into())
+    );
+    let (_, change) = told(&client.event());
+    assert_eq!(
+        (&change["key"], &change["value_b64"]),
+        (&"user/2".into(), &"/wA=".into())
+    );
+    // And then as they come.
+    db.delete("user/1").expect("a write");
+    let (_, change) = told(&client.event());
+    assert_eq!(
+        (&change["key"], &change["kind"]),
+        (&"user/1".into(), &"delete".into())
+    );
+    drop(client);
+
+    let mut client = shown.client();
+    let back = client.follow("?from=0", &format!("Last-Event-ID: {first}\r\n"));
+    assert_eq!(
+        (back.status, client.event()),
+        (200, vec![": changes".to_owned()])
+    );
+    let keys: Vec<Value> = (0..3)
+        .map(|_| told(&client.event()).1["key"].clone())
+        .collect();
+    assert_eq!(keys, ["other", "user/2", "user/1"]);
+
+    // From now on, if nothing is said.
+    let mut late = shown.client();
+    late.follow("", "");
+    assert_eq!(late.event(), [": changes"]);
+    db.put("late", "").expect("a write");
+    assert_eq!(told(&late.event()).1["key"], "late");
+
+    for (query, status, words) in [
+        ("?from=7-0123456789abcdef", 410, "does not hold all"),
+        ("?from=nonsense", 400, "is no cursor"),
+        ("?what=1", 400, "prefix and from"),
+        ("?prefix=%", 400, "two hex digits"),
+    ] {
+        let answer = shown.get(&format!("/v1/changes{query}"));
+        assert_eq!(answer.status, status, "{query}");
+        assert!(answer.body.contains(words), "{query}: {}", answer.body);
+    }
+    let off = Shown::start();
+    let answer = off.get("/v1/changes");
+    assert_eq!(answer.status, 404);
+    assert!(answer.body.contains("--change-feed"), "{}", answer.body);
+
+    // Streams do not hold up the end.
+    let since = Instant::now();
+    shown.server.stop();
+    assert!(since.elapsed() < Duration::from_secs(5));
+}
